@@ -1,0 +1,147 @@
+"""The errors that kconn raises: each has a stable code, the place, the value, the rule it breaks and a way out."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+#: Every code, with what it means. A code never changes its meaning; `docs/errors.md` is printed from this table.
+CODES: Final[dict[str, str]] = {
+    # study file
+    "E-STUDY-READ": "The study file cannot be read or is not TOML.",
+    "E-STUDY-KEY": "The study file holds a key that kconn does not know.",
+    "E-STUDY-VALUE": "A value in the study file is missing, of the wrong type or outside its range.",
+    # layout and identifiers
+    "E-NO-RUNS": "No run was found for the given layout, task, space and pattern.",
+    "E-ID": "A subject, session or run label holds characters that are not allowed.",
+    "E-ID-DUPLICATE": "Two runs or two table rows claim the same identifier (also when they differ only in case).",
+    "E-ID-MISSING": "An identifier of the data is absent from a table that must describe it.",
+    "E-ID-EXTRA": "A table or design names an identifier for which there is no data.",
+    "E-FILE-MISSING": "A file that the study needs does not exist or cannot be read.",
+    # images
+    "E-NIFTI": "The file is not a readable NIfTI image.",
+    "E-NIFTI-SIZE": "The header claims another number of bytes than the file holds.",
+    "E-NIFTI-DIMS": "The image does not have the dimensions that are needed.",
+    "E-NIFTI-DTYPE": "The image stores a data type that is no BOLD signal (complex, RGB, ...).",
+    "E-NIFTI-SCALE": "The intensity scaling of the image is not finite.",
+    "E-NIFTI-NAN": "The image holds NaN or infinite values inside the mask.",
+    "E-GZIP": "The compressed stream is damaged or cut (checksum or length do not agree).",
+    "E-AFFINE": "The affine is missing, singular or not finite.",
+    "E-ORIENT": "qform and sform disagree about orientation or position.",
+    "E-TR-UNITS": "The unit of the repetition time is missing or impossible.",
+    "E-TR-RANGE": "The repetition time lies outside 0.2 to 10 seconds.",
+    "E-TR-MISMATCH": "Header and JSON sidecar state different repetition times.",
+    "E-GRID": "Two images that must share one voxel grid do not.",
+    "E-MASK-EMPTY": "A mask selects no voxel, or the data inside it are constant.",
+    # tables
+    "E-TABLE": "A table cannot be read as numbers.",
+    "E-TABLE-SHAPE": "A table does not have the rows or columns that are needed.",
+    "E-TABLE-NAN": "A table holds NaN or infinite values where numbers are needed.",
+    "E-ORIENTATION": "The orientation of a time-series table is not stated or contradicts the data.",
+    "E-CONFOUND-ROWS": "The confound table has another number of rows than the run has frames.",
+    "E-CONFOUND-COLUMN": "A confound column that was asked for does not exist.",
+    "E-CONFOUND-NAN": "A confound column holds NaN or infinite values beyond its first row.",
+    # denoising
+    "E-BAND": "The frequency band is empty, negative or above the Nyquist frequency.",
+    "E-NO-FRAMES": "Censoring leaves no frame.",
+    "E-DF": "Too few degrees of freedom are left after denoising.",
+    # nodes and netmats
+    "E-ATLAS": "The atlas has no labels, or its label table does not fit.",
+    "E-NODES": "A node set is empty, or none of its nodes is covered by data.",
+    "E-NETMAT-RANK": "The covariance cannot be inverted: too few frames for this many nodes.",
+    # schema
+    "E-SCHEMA": "A Dataset lacks a variable, or has it with the wrong dimensions or type.",
+    "E-ARGUMENT": "An argument is outside its allowed values.",
+    # group inference
+    "E-DESIGN-FORMULA": "The formula of a contrast cannot be evaluated.",
+    "E-DESIGN-LEVELS": "A factor does not have the levels that the test needs.",
+    "E-DESIGN-RANK": "The design matrix is rank-deficient.",
+    "E-CONTRAST": "A contrast is not estimable, empty or of the wrong length.",
+    "E-COV-NAN": "A covariate is missing or not finite for an observation.",
+    "E-TOO-FEW": "There are too few observations for the test.",
+    "E-PERMUTATIONS": "A permutation or sign table is malformed.",
+    "E-BLOCKS": "Exchangeability blocks or variance groups do not fit the design.",
+    # store
+    "E-STORE-MISSING": "There is no study store at this path.",
+    "E-STORE-SCHEMA": "The store was written by a version that this one does not know.",
+    "E-STORE-UNSEALED": "A group of the store was never sealed.",
+    "E-STORE-CORRUPT": "A stored chunk, manifest or pointer does not match its checksum.",
+    "E-STORE-LOCKED": "Another process is writing to this store.",
+    "E-STORE-ALIGN": "A write would cross the boundary of a chunk.",
+    # resources
+    "E-DISK": "The disk is full, or has less room than the plan needs.",
+    "E-MEM": "A step needs more memory than a worker has.",
+    "E-WORKER": "A worker died or stopped answering.",
+    "E-CODE-VERSION": "A worker runs another version of kconn than the plan was made with.",
+    "E-INTERNAL": "An error that kconn did not foresee; the log holds the details.",
+}
+
+
+class KconnError(Exception):
+    """An error that a user can act on.
+
+    Parameters
+    ----------
+    code
+        One of `CODES`.
+    problem
+        What is wrong, naming the value that was found.
+    where
+        The place: ``sub-01/ses-1/run-1``, a file name, a key of the study file.
+    rule
+        What would have been right.
+    fix
+        What the reader can do about it.
+    """
+
+    def __init__(self, code: str, problem: str, *, where: str = "", rule: str = "", fix: str = "") -> None:
+        if code not in CODES:
+            raise KeyError(f"unknown error code {code!r}; add it to kconn.errors.CODES")
+        super().__init__(code, problem)
+        self.code = code
+        self.problem = problem
+        self.where = where
+        self.rule = rule
+        self.fix = fix
+
+    def __str__(self) -> str:
+        """One paragraph: code, place, problem, rule, fix."""
+        place = f" [{self.where}]" if self.where else ""
+        rule = f" Rule: {self.rule}" if self.rule else ""
+        fix = f" Fix: {self.fix}" if self.fix else ""
+        return f"{self.code}{place} {self.problem}{rule}{fix}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive the way back from a worker."""
+        return (_rebuild, (type(self), self.code, self.problem, self.where, self.rule, self.fix))
+
+    def at(self, where: str) -> KconnError:
+        """Return the same error with its place put in, where none was known when it was raised."""
+        return _rebuild(type(self), self.code, self.problem, self.where or where, self.rule, self.fix)
+
+
+def _rebuild(cls: type[KconnError], code: str, problem: str, where: str, rule: str, fix: str) -> KconnError:  # noqa: PLR0913 - one argument per field
+    return cls(code, problem, where=where, rule=rule, fix=fix)
+
+
+class InputError(KconnError):
+    """A file or table that kconn was given is not what it must be."""
+
+
+class StudyFileError(KconnError):
+    """The study file is wrong."""
+
+
+class SchemaError(KconnError, ValueError):
+    """A Dataset or argument does not fit the data model."""
+
+
+class DesignError(KconnError, ValueError):
+    """A design, contrast or permutation table does not fit the data."""
+
+
+class StoreError(KconnError):
+    """The store is missing, damaged, unsealed or in use."""
+
+
+class ResourceError(KconnError):
+    """Disk, memory or workers do not suffice."""

@@ -1,0 +1,125 @@
+"""One table of every dimension and variable: what a Dataset may hold, checked at the border of each function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import xarray as xr
+
+from kconn.errors import SchemaError
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """A variable of the data model: its trailing dimensions, dtype kinds, unit and meaning."""
+
+    dims: tuple[tuple[str, ...], ...]
+    kind: str
+    unit: str
+    doc: str
+
+
+#: Dimension -> meaning.
+DIMS: Final[dict[str, str]] = {
+    "observation": "A row of the group analysis: one session of one subject.",
+    "voxel": "A voxel of the brain mask, in the order of the file (first axis fastest).",
+    "node": "A region, sphere or column whose mean series is analysed.",
+    "edge": "A pair of nodes, node_i < node_j, row-major upper triangle.",
+    "time": "A frame; the coordinate is its onset in seconds.",
+    "confound": "A column of the confound table.",
+    "contrast": "A tested contrast.",
+    "permutation": "A relabelling; the first is the identity.",
+    "run": "A row of the quality table: one run of one session.",
+}
+
+#: Variable -> dims allowed (trailing), NumPy kinds, unit, meaning.
+VARIABLES: Final[dict[str, Variable]] = {
+    "bold": Variable(dims=(("voxel", "time"), ("node", "time")), kind="if", unit="1", doc="Preprocessed signal."),
+    "denoised": Variable(
+        dims=(("voxel", "time"), ("node", "time")), kind="f", unit="1", doc="Residual signal; NaN where censored."
+    ),
+    "confounds": Variable(dims=(("time", "confound"),), kind="f", unit="1", doc="Confound table; NaN for n/a."),
+    "sample_mask": Variable(dims=(("time",),), kind="b", unit="1", doc="True where the frame is kept."),
+    "framewise_displacement": Variable(dims=(("time",),), kind="f", unit="mm", doc="Head motion, Power et al. 2012."),
+    "tsnr": Variable(dims=(("voxel",), ("node",)), kind="f", unit="1", doc="Temporal mean / temporal sd of bold."),
+    "timeseries": Variable(dims=(("node", "time"),), kind="f", unit="1", doc="Mean series; NaN where censored."),
+    "coverage": Variable(dims=(("node",),), kind="f", unit="1", doc="Share of the node's voxels that have data."),
+    "netmat": Variable(dims=(("edge",),), kind="f", unit="1", doc="Connection strength."),
+    "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),
+    "design": Variable(dims=(("observation", "regressor"),), kind="f", unit="1", doc="Design matrix."),
+    "effect": Variable(dims=((),), kind="f", unit="1", doc="Contrast of parameter estimates."),
+    "stat": Variable(dims=((),), kind="f", unit="1", doc="Test statistic, of the kind in stat_kind."),
+    "dof": Variable(dims=((),), kind="fi", unit="1", doc="Residual degrees of freedom."),
+    "p_unc": Variable(dims=((),), kind="f", unit="1", doc="Permutation p, uncorrected."),
+    "p_fwe": Variable(dims=((),), kind="f", unit="1", doc="Permutation p, corrected by the maximum statistic."),
+    "p_fdr": Variable(dims=((),), kind="f", unit="1", doc="p_unc adjusted by Benjamini-Hochberg."),
+    "max_stat": Variable(dims=(("permutation",),), kind="f", unit="1", doc="Maximum statistic per permutation."),
+}
+
+
+def validate(ds: xr.Dataset, *names: str, whole: Iterable[str] = ()) -> None:
+    """Refuse a Dataset that lacks a variable, or has it with other dims or type than `VARIABLES` says.
+
+    Parameters
+    ----------
+    ds
+        The Dataset at the border of a function.
+    names
+        Variables that must be there.
+    whole
+        Dimensions along which each of them must be one chunk.
+
+    Raises
+    ------
+    SchemaError
+        Code ``E-SCHEMA``.
+    """
+    for name in names:
+        if name not in ds:
+            raise SchemaError(
+                "E-SCHEMA",
+                f"the Dataset has no variable {name!r}, only {sorted(map(str, ds.data_vars))}",
+                rule=f"{name!r} is needed: {VARIABLES[name].doc}",
+                fix="run the step that makes it first",
+            )
+        _validate_variable(ds[name], VARIABLES[name], tuple(whole))
+
+
+def _validate_variable(da: xr.DataArray, variable: Variable, whole: tuple[str, ...]) -> None:
+    dims = tuple(map(str, da.dims))
+    if not any(dims[len(dims) - len(allowed) :] == allowed for allowed in variable.dims):
+        raise SchemaError(
+            "E-SCHEMA",
+            f"{da.name!r} has dims {dims}",
+            rule=f"its last dims must be {' or '.join(map(str, variable.dims))}",
+            fix="rename or transpose it",
+        )
+    if da.dtype.kind not in variable.kind:
+        raise SchemaError(
+            "E-SCHEMA",
+            f"{da.name!r} has dtype {da.dtype}",
+            rule=f"its kind must be one of {variable.kind!r}",
+            fix="convert it with .astype",
+        )
+    for dim in whole:
+        if dim in da.chunksizes and len(da.chunksizes[dim]) > 1:
+            raise SchemaError(
+                "E-SCHEMA",
+                f"{da.name!r} has {len(da.chunksizes[dim])} chunks along {dim!r}",
+                rule=f"{dim!r} must be one chunk",
+                fix=f"call ds.chunk({dim}=-1) first",
+            )
+
+
+def annotate(ds: xr.Dataset) -> xr.Dataset:
+    """Return ``ds`` with unit and meaning written to the attrs of every variable that `VARIABLES` knows."""
+    out = ds.copy()
+    for name in out.data_vars:
+        if name in VARIABLES:
+            variable = VARIABLES[str(name)]
+            out[name] = out[name].assign_attrs(units=variable.unit, long_name=variable.doc)
+    return out
