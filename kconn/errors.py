@@ -119,7 +119,7 @@ class KconnError(Exception):
         return _rebuild(type(self), self.code, self.problem, self.where or where, self.rule, self.fix)
 
 
-def _rebuild(cls: type[KconnError], code: str, problem: str, where: str, rule: str, fix: str) -> KconnError:  # noqa: PLR0913 - one argument per field
+def _rebuild(cls: type[KconnError], code: str, problem: str, where: str, rule: str, fix: str) -> KconnError:
     return cls(code, problem, where=where, rule=rule, fix=fix)
 
 

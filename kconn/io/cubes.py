@@ -1,0 +1,298 @@
+"""Datasets in and out of the store: one place that writes Zarr, one that opens it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from kconn.chunks import plan_bold, plan_voxel_blocks
+from kconn.errors import KconnError, ResourceError, StoreError
+from kconn.io import store
+from kconn.io.files import sha256_file
+from kconn.io.store import Address, Target
+
+# Every chunk ends in a checksum: with Zarr's default codec a flipped bit comes back as changed data.
+_SMALL: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec())
+_FLOAT: Final = (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec())
+_INTEGER: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
+
+
+def write_dataset(target: Target, ds: xr.Dataset) -> None:
+    """Write a Dataset, lazy or not, as a sealed group and make it current.
+
+    Chunks of Dask variables become chunks of the array, written by one task each.
+
+    Raises
+    ------
+    ResourceError
+        ``E-DISK`` if the disk is full; nothing is published.
+    """
+    staged = store.staging_path(target)
+    with translated(target.address):
+        _lay_out(staged, ds)
+        store.seal(target)
+
+
+def write_bold_stream(
+    target: Target,
+    frame_blocks: Iterable[npt.NDArray[Any]],
+    *,
+    flat_index: npt.NDArray[np.integer[Any]],
+    n_time: int,
+    dtype: np.dtype[Any],
+    rest: xr.Dataset,
+    bold_attrs: Mapping[str, Any],
+) -> int:
+    """Lay a stream of volumes out voxel-major, one row of chunks at a time, and make the group current.
+
+    A row of chunks that an earlier, killed attempt finished is found in the journal and not written again.
+
+    Parameters
+    ----------
+    target
+        Where, under which content key, made from what.
+    frame_blocks
+        Arrays ``(frame, flat voxel)`` in file order, together ``n_time`` frames.
+    flat_index
+        Flat positions of the voxels to keep, shape ``(n_voxel,)``.
+    n_time, dtype
+        Frames in all and stored type.
+    rest
+        Everything else in the group: coordinates, confounds, attrs.
+    bold_attrs
+        Attributes of ``bold``: ``scl_slope`` and ``scl_inter``.
+
+    Returns
+    -------
+    How many rows of chunks were written in this attempt.
+
+    Raises
+    ------
+    ResourceError
+        ``E-DISK`` if the disk is full; nothing is published, and finished rows are kept for the next attempt.
+    """
+    staged = store.staging_path(target)
+    n_voxel = flat_index.size
+    chunk_voxel, chunk_time = plan_bold(n_voxel, n_time, itemsize=dtype.itemsize)
+    with translated(target.address):
+        if not (staged / store.JOURNAL).exists():
+            _lay_out(staged, rest)
+            _lay_out_bold(staged / "bold", (n_voxel, n_time), (chunk_voxel, chunk_time), dtype, bold_attrs)
+        array = zarr.open_array(staged / "bold", mode="r+", zarr_format=3)
+        done = _read_journal(staged)
+        n_written = 0
+        row = np.empty((n_voxel, chunk_time), dtype=dtype)
+        for start, volumes in _rows(frame_blocks, flat_index, row, n_time):
+            if start not in done:
+                array[:, start : start + volumes.shape[1]] = volumes
+                column = str(start // chunk_time)
+                _write_journal(staged, start, (path / column for path in (staged / "bold" / "c").iterdir()))
+                n_written += 1
+        store.seal(target)
+    return n_written
+
+
+def open_group(root: Path, address: Address) -> xr.Dataset:
+    """Open a current group lazily, in the canonical voxel blocks, with ``bold`` scaled to float32.
+
+    Raises
+    ------
+    StoreError
+        ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
+    """
+    ds = xr.open_zarr(store.published_group(root, address), consolidated=False, chunks=None)
+    ds = ds.assign_coords({str(name): ds[name].compute() for name in ds.coords})
+    large = {str(name) for name in ds.data_vars if {"voxel", "time"} <= set(ds[name].dims)}
+    ds = ds.assign({name: _blocked(ds[name]) for name in large})
+    ds = ds.assign({name: ds[name].load() for name in ds.data_vars if name not in large and ds[name].size < 1 << 22})
+    return _scaled(ds) if "bold" in ds else ds
+
+
+def open_study(path: str | Path) -> xr.DataTree:
+    """Open a study store as one lazy tree.
+
+    The groups of each path are joined: ``sub-01/ses-1/run-1`` holds ``bold``, ``confounds``, ``sample_mask`` and
+    ``denoised``; below it one group per node set, and below that one per kind of netmat. ``cohort`` holds the group
+    analysis.
+
+    Parameters
+    ----------
+    path
+        Folder of the store.
+
+    Returns
+    -------
+    xarray.DataTree
+        Lazy: voxel-wise variables are Dask arrays in the canonical voxel blocks.
+
+    Raises
+    ------
+    StoreError
+        ``E-STORE-MISSING``, ``E-STORE-SCHEMA``, ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
+    """
+    root = Path(path)
+    groups: dict[str, xr.Dataset] = {}
+    order = {"ingest": 0, "denoise": 1}
+    for address in sorted(store.find_published(root), key=lambda a: (a.path, order.get(a.step, 2), a.step)):
+        ds = open_group(root, address)
+        earlier = groups.get(address.path)
+        groups[address.path] = ds if earlier is None else join_steps(earlier, ds)
+    return xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
+
+
+def join_steps(earlier: xr.Dataset, later: xr.Dataset) -> xr.Dataset:
+    """Return one Dataset with the variables and attrs of two steps at the same path; the later step wins."""
+    joined = earlier.assign({str(name): later[name] for name in later.data_vars})
+    return joined.assign_attrs(later.attrs)
+
+
+@contextmanager
+def translated(address: Address) -> Iterator[None]:
+    """Turn what the disk and Zarr raise into errors that a user can act on."""
+    try:
+        yield
+    except KconnError:
+        raise
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise ResourceError(
+                "E-DISK",
+                "the disk is full",
+                where=str(address),
+                rule="a step needs room for its result",
+                fix="free space and run again: finished steps are kept",
+            ) from error
+        raise
+    except ValueError as error:
+        if "checksum" in str(error):  # the CRC-32C codec says so
+            raise StoreError(
+                "E-STORE-CORRUPT",
+                "a stored chunk does not match its checksum",
+                where=str(address),
+                rule="every chunk ends in a CRC-32C",
+                fix="run `kconn verify` to find it, then run the study again",
+            ) from error
+        raise
+
+
+def _storable(ds: xr.Dataset) -> xr.Dataset:
+    """Return the Dataset with strings as variable-length text: the fixed-length type has no Zarr v3 specification."""
+    out = ds.copy()
+    for name in list(out.variables):
+        out[name].encoding.clear()
+        if out[name].dtype.kind == "U":
+            out[name] = out[name].astype(object)
+    return out
+
+
+def _encoding(da_: xr.DataArray) -> dict[str, Any]:
+    encoding: dict[str, Any] = {"compressors": _compressors(da_.dtype, da_.size)}
+    if da_.chunks is not None:
+        encoding["chunks"] = tuple(sizes[0] for sizes in da_.chunks)
+    elif da_.ndim:
+        encoding["chunks"] = da_.shape
+    return encoding
+
+
+def _compressors(dtype: np.dtype[Any], size: int) -> tuple[Any, ...]:
+    if size < 1 << 16 or dtype.kind not in "iuf":
+        return _SMALL
+    return _FLOAT if dtype.kind == "f" else _INTEGER
+
+
+def _lay_out(staged: Path, ds: xr.Dataset) -> None:
+    """Write a Dataset into an empty staging folder."""
+    shutil.rmtree(staged, ignore_errors=True)
+    ds = _storable(ds)
+    encoding = {name: _encoding(ds[name]) for name in ds.variables}
+    ds.to_zarr(staged, mode="w", zarr_format=3, consolidated=False, encoding=encoding, write_empty_chunks=True)
+
+
+def _lay_out_bold(
+    path: Path,
+    shape: tuple[int, int],
+    chunks: tuple[int, int],
+    dtype: np.dtype[Any],
+    attrs: Mapping[str, Any],
+) -> None:
+    """Make the empty array ``bold (voxel, time)`` of a staged group."""
+    zarr.create_array(
+        path,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        compressors=_compressors(dtype, 1 << 30),
+        fill_value=0,
+        dimension_names=("voxel", "time"),
+        attributes=dict(attrs),
+        zarr_format=3,
+        config={"write_empty_chunks": True},
+    )
+
+
+def _rows(
+    frame_blocks: Iterable[npt.NDArray[Any]],
+    flat_index: npt.NDArray[np.integer[Any]],
+    row: npt.NDArray[Any],
+    n_time: int,
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Gather blocks of volumes into rows of chunks; yields (first frame, view ``(voxel, frame)``)."""
+    n_seen, n_in_row, n_row = 0, 0, row.shape[1]
+    for block in frame_blocks:
+        used = 0
+        while used < len(block):
+            n_take = min(len(block) - used, n_row - n_in_row)
+            row[:, n_in_row : n_in_row + n_take] = block[used : used + n_take, flat_index].T
+            used, n_in_row, n_seen = used + n_take, n_in_row + n_take, n_seen + n_take
+            if n_in_row == n_row or n_seen == n_time:
+                yield n_seen - n_in_row, row[:, :n_in_row]
+                n_in_row = 0
+
+
+def _read_journal(staged: Path) -> set[int]:
+    """Return the first frames of the chunk rows whose files are all there with the digests in the journal."""
+    journal = staged / store.JOURNAL
+    if not journal.exists():
+        journal.touch()
+        return set()
+    done = set()
+    for line in journal.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line that the kill cut
+            break
+        files = {staged / name: digest for name, digest in entry["files"].items()}
+        if all(path.is_file() and sha256_file(path) == digest for path, digest in files.items()):
+            done.add(int(entry["start"]))
+    return done
+
+
+def _write_journal(staged: Path, start: int, files: Iterable[Path]) -> None:
+    entry = {"start": start, "files": {path.relative_to(staged).as_posix(): sha256_file(path) for path in files}}
+    with (staged / store.JOURNAL).open("a") as journal:
+        journal.write(json.dumps(entry) + "\n")
+
+
+def _blocked(variable: xr.DataArray) -> xr.DataArray:
+    n_voxel, n_time = variable.sizes["voxel"], variable.sizes["time"]
+    return variable.chunk(voxel=plan_voxel_blocks(n_voxel, n_time), time=n_time)
+
+
+def _scaled(ds: xr.Dataset) -> xr.Dataset:
+    """Return the Dataset with ``bold`` as float32 in the unit of the image: stored value x slope + intercept."""
+    raw = ds["bold"]
+    if "scl_slope" not in raw.attrs:
+        return ds
+    slope, inter = np.float32(raw.attrs["scl_slope"]), np.float32(raw.attrs["scl_inter"])
+    return ds.assign(bold=raw.astype(np.float32) * slope + inter)

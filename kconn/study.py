@@ -1,0 +1,323 @@
+"""The study file: one TOML table per concern, typed, with every default printed and unknown keys refused."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kconn.errors import StudyFileError
+
+#: ``"none"`` stands for "not applied": TOML has no null.
+Off = Literal["none"]
+Kind = Literal["cov", "corr", "partial", "ridgep"]
+Cell = str | int | float | bool
+_NAME: Final = r"^[A-Za-z][A-Za-z0-9-]*$"
+#: Names that a node set must not take, since the store uses them beside node sets.
+RESERVED: Final = frozenset({"ingest", "denoise", "nodes", "netmat", "cohort", "quality", "test"})
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class StudyTable(_Table):
+    """``[study]``: name and place of the store."""
+
+    name: Annotated[str, Field(min_length=1, description="shown in the report")]
+    store: Annotated[str, Field(description="folder of the store, relative to this file")] = "study.zarr"
+    report: Annotated[str, Field(description="the HTML report, relative to this file")] = "report.html"
+
+
+class InputsTable(_Table):
+    """``[inputs]``: where the runs and the tables about people are."""
+
+    layout: Annotated[
+        Literal["fmriprep", "tables"],
+        Field(description="fmriprep: images; tables: one text file of node series per run"),
+    ]
+    root: Annotated[str, Field(description="folder of the runs, relative to this file")]
+    task: Annotated[str | None, Field(description="BIDS task, where there are several")] = None
+    space: Annotated[str | None, Field(description="BIDS space, where there are several")] = None
+    mask: Annotated[
+        Literal["brain", "none"], Field(description="brain: the mask image of each run; none: every voxel")
+    ] = "brain"
+    t_r: Annotated[float | None, Field(gt=0, description="repetition time in s, where the files do not state it")] = (
+        None
+    )
+    pattern: Annotated[
+        str | None, Field(description="tables: path of a run below root, with {subject}, {session}, {run}")
+    ] = None
+    orientation: Annotated[
+        Literal["time-by-node", "node-by-time"] | None, Field(description="tables: what a row is; never guessed")
+    ] = None
+    has_header: Annotated[bool | None, Field(description="tables: whether the first row names the nodes")] = None
+    confounds_pattern: Annotated[str | None, Field(description="tables: path of the confound table of a run")] = None
+    fd_pattern: Annotated[str | None, Field(description="tables: path of a column of framewise displacement")] = None
+    participants: Annotated[str | None, Field(description="table of subjects, relative to this file")] = None
+    participants_id: Annotated[str, Field(description="column that holds the subject label")] = "participant_id"
+    participants_id_format: Annotated[str | None, Field(description="how a number becomes a label, such as {:03d}")] = (
+        None
+    )
+    sessions: Annotated[str | None, Field(description="table of sessions, relative to this file")] = None
+    include: Annotated[
+        dict[str, Cell | list[Cell]], Field(description="keep subjects whose column has this value, or one of these")
+    ] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _tables_state_all(self) -> Self:
+        if self.layout == "tables":
+            for key in ("pattern", "orientation", "t_r"):
+                if getattr(self, key) is None:
+                    raise ValueError(f"layout 'tables' needs {key!r}: text files do not say it")
+        return self
+
+
+class DenoiseTable(_Table):
+    """``[denoise]``: one orthogonal projection per run."""
+
+    confounds: Annotated[
+        Literal["none", "6P", "12P", "24P", "36P"] | list[str],
+        Field(description="preset, or a list of column names or regular expressions"),
+    ] = "24P"
+    detrend: Annotated[bool, Field(description="remove a straight line")] = True
+    high_pass: Annotated[float | Off, Field(description="Hz; slower components are removed")] = 0.008
+    low_pass: Annotated[float | Off, Field(description="Hz; faster components are removed")] = "none"  # noqa: S105 - a frequency
+    fd_threshold: Annotated[float | Off, Field(description="mm; frames that moved more are censored")] = "none"
+    dummy_frames: Annotated[int, Field(ge=0, description="frames dropped at the start of each run")] = 0
+
+
+class QualityTable(_Table):
+    """``[quality]``: runs beyond these limits are left out of the group analysis, and listed with the reason."""
+
+    min_frames: Annotated[int, Field(ge=2, description="frames kept")] = 50
+    min_dof: Annotated[int, Field(ge=1, description="degrees of freedom left after denoising")] = 20
+    max_mean_fd: Annotated[float | Off, Field(description="mm, mean framewise displacement")] = "none"
+
+
+class NodesTable(_Table):
+    """``[nodes.NAME]``: one node set, from an atlas, a table of spheres, or the columns of node tables."""
+
+    atlas: Annotated[str | None, Field(description="label image, relative to this file")] = None
+    labels: Annotated[str | None, Field(description="table of the atlas: index, name, optionally network")] = None
+    resample: Annotated[bool, Field(description="nearest-neighbour resampling of the atlas to the grid of the run")] = (
+        False
+    )
+    spheres: Annotated[
+        str | list[tuple[str, float, float, float]] | None,
+        Field(description="table with name, x, y, z in mm, or a list of [name, x, y, z]"),
+    ] = None
+    radius_mm: Annotated[float | None, Field(gt=0, description="of the spheres; this or diameter_mm")] = None
+    diameter_mm: Annotated[float | None, Field(gt=0, description="of the spheres; this or radius_mm")] = None
+    columns: Annotated[
+        Literal["all"] | list[str] | None, Field(description="columns of node tables: all, or names")
+    ] = None
+    exclude: Annotated[list[str], Field(description="columns that are no nodes")] = Field(default_factory=list)
+    min_coverage: Annotated[
+        float, Field(ge=0, le=1, description="share of a node's voxels that must have data, else it is NaN and listed")
+    ] = 0.5
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key in ("atlas", "spheres", "columns") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a node set is made from exactly one of atlas, spheres, columns; here: {given or 'none'}")
+        if self.spheres is not None and (self.radius_mm is None) == (self.diameter_mm is None):
+            raise ValueError("spheres need exactly one of radius_mm and diameter_mm")
+        if self.spheres is None and not (self.radius_mm is None and self.diameter_mm is None):
+            raise ValueError("radius_mm and diameter_mm belong to spheres")
+        return self
+
+
+class ConnectivityTable(_Table):
+    """``[connectivity]``: how the connection of two nodes is estimated."""
+
+    kinds: Annotated[list[Kind], Field(min_length=1, description="cov, corr, partial, ridgep")] = Field(
+        default_factory=lambda: list[Kind](["corr"])
+    )
+    rho: Annotated[float, Field(gt=0, description="L2 regularisation of ridgep, as FSLNets scales it")] = 0.1
+
+    @model_validator(mode="after")
+    def _kinds_differ(self) -> Self:
+        if len(set(self.kinds)) != len(self.kinds):
+            raise ValueError("a kind is named twice")
+        return self
+
+
+class ContrastTable(_Table):
+    """``[contrasts.NAME]``: one test over observations."""
+
+    test: Annotated[Literal["two-sample", "paired", "one-sample", "covariate"], Field(description="what is tested")]
+    formula: Annotated[
+        str, Field(description="columns of the participants and sessions tables; the tested one and the nuisance")
+    ] = "1"
+    effect: Annotated[str | None, Field(description="the column that is tested: two-sample and covariate")] = None
+    levels: Annotated[
+        list[Cell] | None, Field(min_length=2, max_length=2, description="two-sample: [A, B] tests B - A")
+    ] = None
+    sessions: Annotated[list[str] | None, Field(min_length=1, description="sessions, averaged per subject")] = None
+    change: Annotated[
+        list[str] | None, Field(min_length=2, max_length=2, description="[A, B]: the data are B - A per subject")
+    ] = None
+    where: Annotated[
+        dict[str, Cell | list[Cell]], Field(description="keep subjects whose column has this value, or one of these")
+    ] = Field(default_factory=dict)
+    alternative: Annotated[
+        Literal["two-sided", "greater", "less"] | None, Field(description="instead of the one in [permutation]")
+    ] = None
+    n_perm: Annotated[int | None, Field(ge=2, description="instead of the one in [permutation]")] = None
+
+    @model_validator(mode="after")
+    def _fits_the_test(self) -> Self:
+        if self.test in {"two-sample", "covariate"} and self.effect is None:
+            raise ValueError(f"a {self.test} test needs 'effect', the column that is tested")
+        if self.test in {"paired", "one-sample"} and self.effect is not None:
+            raise ValueError(f"a {self.test} test has no 'effect': it tests the mean")
+        if self.levels is not None and self.test != "two-sample":
+            raise ValueError("'levels' belongs to a two-sample test")
+        if self.test == "paired" and self.change is None:
+            raise ValueError("a paired test needs 'change = [A, B]', the two visits")
+        if self.change is not None and self.sessions is not None:
+            raise ValueError("give 'sessions' or 'change', not both")
+        return self
+
+
+class PermutationTable(_Table):
+    """``[permutation]``: how p-values are computed."""
+
+    n_perm: Annotated[int, Field(ge=2, description="relabellings, the identity included")] = 5000
+    seed: Annotated[int, Field(ge=0, description="of the permutation table")] = 20260101
+    alternative: Annotated[Literal["two-sided", "greater", "less"], Field(description="sidedness of every p")] = (
+        "two-sided"
+    )
+
+
+class Study(_Table):
+    """A validated study file, with the folder that its paths are relative to."""
+
+    schema_version: Literal[1] = 1
+    study: StudyTable
+    inputs: InputsTable
+    denoise: DenoiseTable = Field(default_factory=DenoiseTable)
+    quality: QualityTable = Field(default_factory=QualityTable)
+    nodes: Annotated[dict[Annotated[str, Field(pattern=_NAME)], NodesTable], Field(min_length=1)]
+    connectivity: ConnectivityTable = Field(default_factory=ConnectivityTable)
+    contrasts: dict[Annotated[str, Field(pattern=_NAME)], ContrastTable] = Field(default_factory=dict)
+    permutation: PermutationTable = Field(default_factory=PermutationTable)
+    folder: Annotated[Path, Field(exclude=True)] = Path()
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        if taken := RESERVED & set(self.nodes):
+            raise ValueError(f"a node set cannot be named {sorted(taken)}: the store uses the name")
+        return self
+
+    @property
+    def store(self) -> Path:
+        """Folder of the store."""
+        return self.folder / self.study.store
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / self.study.report
+
+
+def read_study(path: str | Path) -> Study:
+    """Read and validate a study file.
+
+    Parameters
+    ----------
+    path
+        TOML file; paths in it are relative to its folder.
+
+    Returns
+    -------
+    Study
+        Typed and frozen.
+
+    Raises
+    ------
+    StudyFileError
+        ``E-STUDY-READ``, ``E-STUDY-KEY`` (naming the nearest known key) or ``E-STUDY-VALUE``.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StudyFileError(
+            "E-STUDY-READ",
+            f"it cannot be read: {getattr(error, 'strerror', None) or error}",
+            where=path.name,
+            rule="a study is one TOML file",
+            fix="correct the path or the line, or start anew with `kconn init`",
+        ) from error
+    if "folder" in content:
+        raise _unknown_key(path, ("folder",))
+    try:
+        return Study.model_validate({**content, "folder": path.resolve().parent})
+    except ValidationError as error:
+        raise _translated(path, error) from error
+
+
+def _translated(path: Path, error: ValidationError) -> StudyFileError:
+    """Return the first finding of pydantic as an error of ours; unknown keys first, since they cause others."""
+    findings = error.errors(include_url=False, include_context=False)
+    unknown = [finding for finding in findings if finding["type"] == "extra_forbidden"]
+    finding = (unknown or findings)[0]
+    place = tuple(str(part) for part in finding["loc"])
+    if unknown:
+        return _unknown_key(path, place)
+    message = finding["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(finding["input"], Mapping) else f", got {finding['input']!r}"
+    more = f" ({len(findings) - 1} more after this one)" if len(findings) > 1 else ""
+    return StudyFileError(
+        "E-STUDY-VALUE",
+        f"{'.'.join(place) or 'the file'}: {message}{value}{more}",
+        where=path.name,
+        rule=_rule_for(place),
+        fix="`kconn init` writes a commented file with every key and its default",
+    )
+
+
+def _unknown_key(path: Path, place: tuple[str, ...]) -> StudyFileError:
+    known = known_keys(place[:-1])
+    near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
+    return StudyFileError(
+        "E-STUDY-KEY",
+        f"unknown key {'.'.join(place)!r}",
+        where=path.name,
+        rule=f"[{'.'.join(place[:-1]) or 'top level'}] knows {', '.join(known)}",
+        fix=f"write {near[0]!r}" if near else "remove it",
+    )
+
+
+def known_keys(place: tuple[str, ...]) -> list[str]:
+    """Return the keys that a table of the study file may have."""
+    model = table_model(place)
+    return [key for key in model.model_fields if key != "folder"] if model else []
+
+
+def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
+    """Return the model of a table: ``()`` is the whole file, ``("nodes", "x")`` any node set."""
+    tables: dict[str, type[BaseModel]] = {
+        "study": StudyTable,
+        "inputs": InputsTable,
+        "denoise": DenoiseTable,
+        "quality": QualityTable,
+        "nodes": NodesTable,
+        "connectivity": ConnectivityTable,
+        "contrasts": ContrastTable,
+        "permutation": PermutationTable,
+    }
+    return tables.get(place[0]) if place else Study
+
+
+def _rule_for(place: tuple[str, ...]) -> str:
+    model = table_model(place)
+    field = model.model_fields.get(place[-1]) if model and len(place) > 1 else None
+    return field.description or "" if field else ""
