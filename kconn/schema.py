@@ -48,6 +48,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "tsnr": Variable(dims=(("voxel",), ("node",)), kind="f", unit="1", doc="Temporal mean / temporal sd of bold."),
     "timeseries": Variable(dims=(("node", "time"),), kind="f", unit="1", doc="Mean series; NaN where censored."),
     "coverage": Variable(dims=(("node",),), kind="f", unit="1", doc="Share of the node's voxels that have data."),
+    "dead_node": Variable(dims=(("node",),), kind="b", unit="1", doc="True where the node carries no signal."),
     "netmat": Variable(dims=(("edge",),), kind="f", unit="1", doc="Connection strength."),
     "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),
     "design": Variable(dims=(("observation", "regressor"),), kind="f", unit="1", doc="Design matrix."),

@@ -1,0 +1,161 @@
+"""Network matrices of node series, and their packing into edges."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import lapack
+
+from kconn.errors import InputError
+
+Array = npt.NDArray[np.floating[Any]]
+BoolArray = npt.NDArray[np.bool_]
+
+#: |r| is cut here before arctanh, so that z stays finite (|z| <= 11.86); only r of copied series reaches it.
+R_CLIP: Final = 1 - 1e-10
+#: A node is dead when its sd falls below this share of its root mean square (float32 resolves no less) ...
+DEAD_OF_LEVEL: Final = 1e-7
+#: ... or below this share of the median sd of the nodes.
+DEAD_OF_MEDIAN: Final = 1e-6
+#: A covariance counts as singular when a node keeps less than this share of its variance, given the others.
+SINGULAR: Final = 1e-10
+
+
+def covariance(ts: Array, /) -> Array:
+    """Return the covariance (..., node, node) of ``ts`` (..., time, node), divided by n - 1."""
+    x = ts - ts.mean(axis=-2, keepdims=True)
+    cov: Array = np.matmul(np.swapaxes(x, -1, -2), x) / (ts.shape[-2] - 1)
+    return cov
+
+
+def correlation(ts: Array, /) -> Array:
+    """Return Pearson's r (..., node, node) of ``ts`` (..., time, node)."""
+    cov = covariance(ts)
+    sd = np.sqrt(np.diagonal(cov, axis1=-2, axis2=-1))
+    r: Array = np.clip(cov / (sd[..., :, None] * sd[..., None, :]), -1, 1)
+    return r
+
+
+def partial_correlation(ts: Array, /) -> Array:
+    """Return the partial correlation (..., node, node) of ``ts`` (..., time, node), given all other nodes.
+
+    Raises
+    ------
+    InputError
+        Code ``E-NETMAT-RANK`` if the correlation matrix cannot be inverted.
+    """
+    return scale_precision(_invert(correlation(ts)))
+
+
+def ridge_partial(ts: Array, /, *, rho: float) -> Array:
+    """Return the partial correlation (..., node, node) with an L2 penalty, by the formula of FSLNets' ``ridgep``.
+
+    ``C = cov / sqrt(mean(diag(cov)^2))``, then ``-inv(C + rho I)`` scaled to a unit diagonal. The penalty is thus
+    free of the unit of the run, not of each node.
+
+    References
+    ----------
+    Smith et al. 2011, doi:10.1016/j.neuroimage.2010.08.063.
+    """
+    cov = covariance(ts)
+    variance = np.diagonal(cov, axis1=-2, axis2=-1)
+    cov = cov / np.sqrt((variance**2).mean(axis=-1))[..., None, None]
+    return scale_precision(_invert(cov + rho * np.eye(cov.shape[-1])))
+
+
+def scale_precision(precision: Array, /) -> Array:
+    """Return ``-P / sqrt(P_ii P_jj)`` (..., node, node), with a unit diagonal."""
+    scale = 1 / np.sqrt(np.diagonal(precision, axis1=-2, axis2=-1))
+    r = np.clip(-precision * scale[..., :, None] * scale[..., None, :], -1, 1)
+    n = r.shape[-1]
+    r[..., np.arange(n), np.arange(n)] = 1
+    return r
+
+
+def _invert(matrix: Array) -> Array:
+    """Invert symmetric positive definite matrices (..., node, node) by Cholesky, refusing singular ones."""
+    out = np.empty_like(matrix)
+    for at in np.ndindex(matrix.shape[:-2]):
+        out[at] = _invert_one(matrix[at])
+    return out
+
+
+def _invert_one(matrix: Array) -> Array:
+    variance = np.diagonal(matrix)
+    factor, failed = lapack.dpotrf(matrix, lower=0, clean=0)
+    kept = np.diagonal(factor) ** 2 / variance
+    if failed or kept.min() < SINGULAR:
+        node = failed - 1 if failed else int(kept.argmin())
+        raise InputError(
+            "E-NETMAT-RANK",
+            f"the covariance of {matrix.shape[-1]} nodes is singular: node {node + 1} is a combination of the others",
+            rule=f"each node keeps at least {SINGULAR:g} of its variance, given the others",
+            fix="use kind='ridgep' with a penalty rho, or leave that node out",
+        )
+    inverse, _ = lapack.dpotri(factor, lower=0)
+    symmetric: Array = np.triu(inverse) + np.triu(inverse, 1).T
+    return symmetric
+
+
+def find_dead_nodes(ts: Array, /) -> BoolArray:
+    """Return which nodes (..., node) of ``ts`` (..., time, node) carry no signal.
+
+    A node is dead if it has a NaN, or if its sd is at most `DEAD_OF_LEVEL` of its root mean square, or at most
+    `DEAD_OF_MEDIAN` of the median sd of the nodes that vary at all. A column that is constant but for rounding would
+    else give finite correlations that mean nothing.
+    """
+    mean = ts.mean(axis=-2, keepdims=True)
+    variance = ((ts - mean) ** 2).mean(axis=-2)
+    level = (ts**2).mean(axis=-2)
+    flat = ~(variance > DEAD_OF_LEVEL**2 * level)
+    alive = np.where(flat, np.nan, variance)
+    typical = np.zeros(variance.shape[:-1])
+    some = ~flat.all(axis=-1)
+    typical[some] = np.nanmedian(alive[some], axis=-1)
+    dead: BoolArray = flat | ~(variance > DEAD_OF_MEDIAN**2 * typical[..., None])
+    return dead
+
+
+def fisher_z(r: Array, /) -> Array:
+    """Return arctanh of ``r``, cut at `R_CLIP` so that no value is infinite."""
+    z: Array = np.arctanh(np.clip(r, -R_CLIP, R_CLIP))
+    return z
+
+
+def pack_edges(matrix: Array, /) -> Array:
+    """Return the upper triangle (..., edge) of symmetric matrices (..., node, node), row by row."""
+    rows, columns = np.triu_indices(matrix.shape[-1], 1)
+    return matrix[..., rows, columns]
+
+
+def unpack_edges(edges: Array, /, *, diagonal: float = 0.0) -> Array:
+    """Return the symmetric matrices (..., node, node) whose upper triangle is ``edges`` (..., edge).
+
+    Raises
+    ------
+    ValueError
+        If the number of edges is not n (n - 1) / 2 of a whole n.
+    """
+    n = count_nodes(edges.shape[-1])
+    rows, columns = np.triu_indices(n, 1)
+    matrix = np.full((*edges.shape[:-1], n, n), diagonal, dtype=edges.dtype)
+    matrix[..., rows, columns] = edges
+    matrix[..., columns, rows] = edges
+    return matrix
+
+
+def count_nodes(n_edge: int) -> int:
+    """Return n of ``n_edge`` = n (n - 1) / 2.
+
+    Raises
+    ------
+    ValueError
+        If there is no such whole number.
+    """
+    n = (1 + isqrt(1 + 8 * n_edge)) // 2
+    if n * (n - 1) // 2 != n_edge:
+        raise ValueError(f"{n_edge} is not a number of edges: n (n - 1) / 2 of a whole n")
+    return n

@@ -1,0 +1,241 @@
+"""Network matrices: ``timeseries (..., node, time)`` -> ``netmat (..., edge)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from kconn import schema
+from kconn.errors import InputError, SchemaError
+from kconn.kernels import netmats as kernel
+from kconn.kernels.blas import single_thread
+
+Array = npt.NDArray[np.floating[Any]]
+BoolArray = npt.NDArray[np.bool_]
+Estimator = Callable[[Array], Array]
+NetmatKind = Literal["cov", "corr", "partial", "ridgep"]
+
+#: Kind -> estimator of (..., time, node) -> (..., node, node). Those in `PENALISED` take ``rho`` as well.
+ESTIMATORS: Final[dict[str, Callable[..., Array]]] = {
+    "cov": kernel.covariance,
+    "corr": kernel.correlation,
+    "partial": kernel.partial_correlation,
+    "ridgep": kernel.ridge_partial,
+}
+PENALISED: Final = frozenset({"ridgep"})
+#: Kinds that need more frames than nodes.
+FULL_RANK: Final = frozenset({"partial"})
+#: Kinds that are no correlation, so that Fisher's z means nothing.
+UNBOUNDED: Final = frozenset({"cov"})
+
+
+def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = None) -> xr.Dataset:
+    """Add the network matrix of each run.
+
+    Only kept frames count: those of ``sample_mask``, where there is one, at which not every node is NaN. Dead nodes
+    (NaN at a kept frame, or constant but for rounding, see `kconn.kernels.netmats.find_dead_nodes`) get NaN edges,
+    the other edges are those of the remaining nodes; `find_dead` lists them.
+
+    Parameters
+    ----------
+    ds
+        With ``timeseries (..., node, time)``; lazy input gives a lazy result. Attr ``df_left``, if present, states the
+        degrees of freedom that denoising left.
+    kind
+        ``cov`` (divided by n - 1), ``corr`` (Pearson), ``partial`` (all other nodes regressed out of both) or
+        ``ridgep`` (the same with an L2 penalty, FSLNets' formula).
+    rho
+        The penalty of ``ridgep``, above 0; FSLNets' users often take 0.1 to 1.
+
+    Returns
+    -------
+    xr.Dataset
+        ``ds`` with ``netmat (..., edge)``, coordinates ``node_i node_j`` (edge), upper triangle row by row, and
+        ``dead_node (..., node)``. Attrs of ``netmat``: ``kind``, ``rho`` (where it has one), ``z`` = "none".
+
+    Raises
+    ------
+    SchemaError
+        ``E-SCHEMA`` if ``timeseries`` is missing; ``E-ARGUMENT`` if the kind is unknown or ``rho`` does not fit it.
+    InputError
+        ``E-NETMAT-RANK`` if ``partial`` has too few frames for the nodes; ``E-NO-FRAMES`` if fewer than three frames
+        are kept; ``E-NODES`` if fewer than two nodes are alive. With lazy input these come when computed.
+
+    References
+    ----------
+    Smith et al. 2011, Network modelling methods for FMRI, doi:10.1016/j.neuroimage.2010.08.063.
+    """
+    schema.validate(ds, "timeseries")
+    estimator = _choose(kind, rho)
+    ts = ds["timeseries"]
+    kept = ds["sample_mask"] if "sample_mask" in ds else xr.ones_like(ds["time"], dtype=bool)
+    n_node = ds.sizes["node"]
+    edges, dead = xr.apply_ufunc(
+        partial(
+            _estimate,
+            estimator=estimator,
+            full_rank=kind in FULL_RANK,
+            df_left=ds.attrs.get("df_left"),
+            where=str(ds.attrs.get("where", "")),
+        ),
+        ts.chunk({"node": -1, "time": -1}) if ts.chunks is not None else ts,
+        kept.chunk({"time": -1}) if kept.chunks is not None else kept,
+        input_core_dims=[["node", "time"], ["time"]],
+        output_core_dims=[["edge"], ["node"]],
+        dask="parallelized",
+        output_dtypes=[np.float64, np.bool_],
+        dask_gufunc_kwargs={"output_sizes": {"edge": n_node * (n_node - 1) // 2}},
+    )
+    attrs = {"kind": kind, "z": "none"} if rho is None else {"kind": kind, "rho": float(rho), "z": "none"}
+    out = ds.assign_coords(edge_coords(ds["node"].to_numpy())).assign(
+        netmat=edges.drop_attrs().assign_attrs(attrs), dead_node=dead.drop_attrs()
+    )
+    return schema.annotate(out)
+
+
+def fisher_z(ds: xr.Dataset) -> xr.Dataset:
+    """Return ``ds`` with ``netmat`` turned from r to z = arctanh(r), and its attr ``z`` set to "fisher".
+
+    r is cut at 1 - 1e-10 (`kconn.kernels.netmats.R_CLIP`), so that |z| is at most 11.86 and never infinite.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` if ``netmat`` is a covariance, or z already.
+    """
+    schema.validate(ds, "netmat")
+    kind, z = ds["netmat"].attrs.get("kind"), ds["netmat"].attrs.get("z", "none")
+    if kind in UNBOUNDED or z != "none":
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"netmat is of kind {kind!r} with z = {z!r}",
+            where=str(ds.attrs.get("where", "")),
+            rule="Fisher's z is taken once, of a correlation",
+            fix="use kind 'corr', 'partial' or 'ridgep', or leave z at 'none'",
+        )
+    z_values = xr.apply_ufunc(
+        kernel.fisher_z, ds["netmat"], dask="parallelized", output_dtypes=[np.float64], keep_attrs=True
+    )
+    return schema.annotate(ds.assign(netmat=z_values.assign_attrs(z="fisher")))
+
+
+def edge_coords(names: npt.NDArray[Any]) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+    """Return the coordinates ``node_i node_j`` of the dimension ``edge`` for nodes (node,)."""
+    rows, columns = np.triu_indices(len(names), 1)
+    return {"node_i": ("edge", names[rows]), "node_j": ("edge", names[columns])}
+
+
+def find_dead(ds: xr.Dataset) -> tuple[str, ...]:
+    """Return the nodes that are dead anywhere in ``dead_node (..., node)``, which this computes."""
+    schema.validate(ds, "dead_node")
+    dead = ds["dead_node"]
+    anywhere = dead.any([dim for dim in dead.dims if dim != "node"]).to_numpy()
+    return tuple(map(str, ds["node"].to_numpy()[anywhere]))
+
+
+def _choose(kind: str, rho: float | None) -> Estimator:
+    if kind not in ESTIMATORS:
+        raise SchemaError("E-ARGUMENT", f"kind is {kind!r}", rule=f"it is one of {', '.join(ESTIMATORS)}")
+    if kind in PENALISED:
+        if rho is None or not (np.isfinite(rho) and rho > 0):
+            raise SchemaError(
+                "E-ARGUMENT",
+                f"rho is {rho} for kind {kind!r}",
+                rule="the penalty is stated, finite and above 0",
+                fix="set rho, for example 0.1",
+            )
+        return partial(ESTIMATORS[kind], rho=float(rho))
+    if rho is not None:
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"rho is {rho} for kind {kind!r}, which has no penalty",
+            rule=f"rho belongs to {', '.join(sorted(PENALISED))}",
+            fix="leave rho out, or choose kind 'ridgep'",
+        )
+    return ESTIMATORS[kind]
+
+
+def _estimate(
+    ts: Array, kept: BoolArray, *, estimator: Estimator, full_rank: bool, df_left: float | None, where: str
+) -> tuple[Array, BoolArray]:
+    """Estimate run by run: ts (..., node, time), kept (..., time) -> edges (..., edge), dead (..., node)."""
+    lead, n_node = ts.shape[:-2], ts.shape[-2]
+    kept = np.broadcast_to(kept, (*lead, ts.shape[-1]))
+    edges = np.full((*lead, n_node * (n_node - 1) // 2), np.nan)
+    dead = np.empty((*lead, n_node), dtype=bool)
+    with single_thread():
+        for run in np.ndindex(lead):
+            frames = kept[run] & ~np.isnan(ts[run]).all(axis=0)
+            x = np.ascontiguousarray(ts[run][:, frames].T, dtype=np.float64)
+            if x.shape[0] < 3:
+                raise InputError(
+                    "E-NO-FRAMES",
+                    f"{x.shape[0]} of {ts.shape[-1]} frames are left",
+                    where=where,
+                    rule="a netmat needs at least 3",
+                    fix="relax the censoring threshold or leave the run out",
+                )
+            dead[run] = kernel.find_dead_nodes(x)
+            alive = ~dead[run]
+            _check_alive(int(alive.sum()), n_node, where)
+            if full_rank:
+                check_rank(x.shape[0], int(alive.sum()), df_left=df_left, where=where)
+            edges[run] = _edges_of_alive(x, alive, estimator, where)
+    return edges, dead
+
+
+def _edges_of_alive(x: Array, alive: BoolArray, estimator: Estimator, where: str) -> Array:
+    try:
+        small = estimator(np.ascontiguousarray(x[:, alive]))
+    except InputError as error:
+        raise error.at(where) from None
+    matrix = np.full((alive.size, alive.size), np.nan)
+    matrix[np.ix_(alive, alive)] = small
+    return kernel.pack_edges(matrix)
+
+
+def _check_alive(n_alive: int, n_node: int, where: str) -> None:
+    if n_alive < 2:
+        raise InputError(
+            "E-NODES",
+            f"{n_alive} of {n_node} nodes carry a signal",
+            where=where,
+            rule="a netmat needs at least 2",
+            fix="check coverage and orientation of the node series",
+        )
+
+
+def check_rank(n_frame: int, n_node: int, *, df_left: float | None = None, where: str = "") -> None:
+    """Refuse an unregularised inverse that does not exist.
+
+    Parameters
+    ----------
+    n_frame
+        Kept frames.
+    n_node
+        Nodes.
+    df_left
+        Degrees of freedom that denoising left of them, if known.
+    where
+        The run, for the message.
+
+    Raises
+    ------
+    InputError
+        ``E-NETMAT-RANK`` unless the frames, less one for the mean and those that denoising took, exceed the nodes.
+    """
+    df = n_frame - 1 if df_left is None else min(n_frame - 1, int(df_left))
+    if df <= n_node:
+        lost = "" if df_left is None else f" ({int(df_left)} degrees of freedom left by denoising)"
+        raise InputError(
+            "E-NETMAT-RANK",
+            f"{n_frame} kept frames{lost} cannot tell {n_node} nodes apart",
+            where=where,
+            rule=f"a partial correlation without penalty needs more than {n_node} degrees of freedom, here {df}",
+            fix="use kind = 'ridgep' with a penalty rho (for example 0.1), fewer nodes or longer runs",
+        )
