@@ -12,11 +12,13 @@ CODES: Final[dict[str, str]] = {
     "E-STUDY-VALUE": "A value in the study file is missing, of the wrong type or outside its range.",
     # layout and identifiers
     "E-NO-RUNS": "No run was found for the given layout, task, space and pattern.",
+    "E-AMBIGUOUS": "Several tasks, spaces or files fit, and none was chosen.",
     "E-ID": "A subject, session or run label holds characters that are not allowed.",
     "E-ID-DUPLICATE": "Two runs or two table rows claim the same identifier (also when they differ only in case).",
     "E-ID-MISSING": "An identifier of the data is absent from a table that must describe it.",
     "E-ID-EXTRA": "A table or design names an identifier for which there is no data.",
     "E-FILE-MISSING": "A file that the study needs does not exist or cannot be read.",
+    "E-FILE-EXISTS": "A folder that is to be written already holds something else.",
     # images
     "E-NIFTI": "The file is not a readable NIfTI image.",
     "E-NIFTI-SIZE": "The header claims another number of bytes than the file holds.",
@@ -30,7 +32,9 @@ CODES: Final[dict[str, str]] = {
     "E-TR-UNITS": "The unit of the repetition time is missing or impossible.",
     "E-TR-RANGE": "The repetition time lies outside 0.2 to 10 seconds.",
     "E-TR-MISMATCH": "Header and JSON sidecar state different repetition times.",
+    "E-SIDECAR": "The JSON sidecar is no JSON object, or its RepetitionTime is no number.",
     "E-GRID": "Two images that must share one voxel grid do not.",
+    "E-MASK": "A mask holds more than zero and one further value.",
     "E-MASK-EMPTY": "A mask selects no voxel, or the data inside it are constant.",
     # tables
     "E-TABLE": "A table cannot be read as numbers.",
