@@ -47,7 +47,9 @@ VARIABLES: Final[dict[str, Variable]] = {
     "framewise_displacement": Variable(dims=(("time",),), kind="f", unit="mm", doc="Head motion, Power et al. 2012."),
     "tsnr": Variable(dims=(("voxel",), ("node",)), kind="f", unit="1", doc="Temporal mean / temporal sd of bold."),
     "timeseries": Variable(dims=(("node", "time"),), kind="f", unit="1", doc="Mean series; NaN where censored."),
-    "source": Variable(dims=(("node", "time"),), kind="f", unit="1", doc="Simulated course before noise and artefacts."),
+    "source": Variable(
+        dims=(("node", "time"),), kind="f", unit="1", doc="Simulated course before noise and artefacts."
+    ),
     "source_correlation": Variable(dims=(("edge",),), kind="f", unit="1", doc="Correlation that was simulated."),
     "parcel": Variable(dims=(("voxel",),), kind="i", unit="1", doc="Number of the node of a voxel, 0 for none."),
     "coverage": Variable(dims=(("node",),), kind="f", unit="1", doc="Share of the node's voxels that have data."),
