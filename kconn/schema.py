@@ -55,6 +55,8 @@ VARIABLES: Final[dict[str, Variable]] = {
     "coverage": Variable(dims=(("node",),), kind="f", unit="1", doc="Share of the node's voxels that have data."),
     "dead_node": Variable(dims=(("node",),), kind="b", unit="1", doc="True where the node carries no signal."),
     "netmat": Variable(dims=(("edge",),), kind="f", unit="1", doc="Connection strength."),
+    "n_run": Variable(dims=(("edge",),), kind="i", unit="1", doc="Runs of the session that the mean is over."),
+    "n_missing": Variable(dims=(("edge",),), kind="i", unit="1", doc="Observations in which the edge is NaN."),
     "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),
     "design": Variable(dims=(("observation", "regressor"),), kind="f", unit="1", doc="Design matrix."),
     "effect": Variable(dims=((),), kind="f", unit="1", doc="Contrast of parameter estimates."),

@@ -125,13 +125,13 @@ def fisher_z(r: Array, /) -> Array:
     return z
 
 
-def pack_edges(matrix: Array, /) -> Array:
+def pack_edges(matrix: npt.NDArray[Any], /) -> npt.NDArray[Any]:
     """Return the upper triangle (..., edge) of symmetric matrices (..., node, node), row by row."""
     rows, columns = np.triu_indices(matrix.shape[-1], 1)
     return matrix[..., rows, columns]
 
 
-def unpack_edges(edges: Array, /, *, diagonal: float = 0.0) -> Array:
+def unpack_edges(edges: npt.NDArray[Any], /, *, diagonal: float = 0) -> npt.NDArray[Any]:
     """Return the symmetric matrices (..., node, node) whose upper triangle is ``edges`` (..., edge).
 
     Raises

@@ -1,0 +1,204 @@
+"""The cohort cube: network matrices of runs -> sessions -> ``netmat (observation, edge)``, and its group mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from kconn import schema
+from kconn.errors import InputError, SchemaError
+from kconn.kernels import cohort as kernel
+from kconn.kernels.netmats import count_nodes
+
+#: Attrs of ``netmat`` that must agree before matrices are put together.
+SAME_ATTRS = ("kind", "rho", "z")
+
+
+def average_runs(runs: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Return the mean network matrix of the runs of one session.
+
+    Every run weighs the same. An edge that is NaN in one run (a dead node there) is the mean over the other runs;
+    ``n_run (edge)`` says over how many.
+
+    Parameters
+    ----------
+    runs
+        One Dataset with ``netmat (edge)`` per run, of the same nodes (joined by name). Take Fisher's z first: the
+        mean of z is less biased than that of r.
+
+    Returns
+    -------
+    xr.Dataset
+        ``netmat (edge)`` and ``n_run (edge)``.
+
+    Raises
+    ------
+    InputError
+        ``E-NODES`` if there is no run, or two runs have different nodes.
+    SchemaError
+        ``E-SCHEMA`` if they differ in kind, rho or z.
+
+    References
+    ----------
+    Silver and Dunlap 1987, Averaging correlation coefficients, doi:10.1037/0021-9010.72.1.146.
+    """
+    places = [str(run.attrs.get("where", f"run {i + 1}")) for i, run in enumerate(runs)]
+    stacked = _stack(runs, places, "run")
+    mean = stacked.mean("run", skipna=True, keep_attrs=True)
+    out = xr.Dataset({"netmat": mean, "n_run": stacked.notnull().sum("run", keep_attrs=False)})
+    return schema.annotate(out.assign_coords(_edge_coords(runs[0])))
+
+
+def assemble(sessions: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
+    """Return the cohort cube of all sessions.
+
+    Parameters
+    ----------
+    sessions
+        Subject ("sub-01"), session ("ses-1", or "" where a study has none) and a Dataset with ``netmat (edge)``.
+
+    Returns
+    -------
+    xr.Dataset
+        ``netmat (observation, edge)``, sorted by subject and session, with the coordinates ``observation``
+        ("sub-01_ses-1"), ``subject``, ``session``, ``node_i``, ``node_j``, and ``n_missing (edge)``: in how many
+        observations an edge is NaN. `list_missing` names the nodes behind these.
+
+    Raises
+    ------
+    InputError
+        ``E-ID-DUPLICATE`` if a session comes twice, ``E-NODES`` if there is none or their nodes differ.
+    SchemaError
+        ``E-SCHEMA`` if they differ in kind, rho or z.
+    """
+    rows = sorted(((str(subject), str(session), ds) for subject, session, ds in sessions), key=lambda row: row[:2])
+    ids = ["_".join(part for part in row[:2] if part) for row in rows]
+    folded = [name.casefold() for name in ids]
+    twice = [name for name, key in zip(ids, folded, strict=True) if folded.count(key) > 1]
+    if twice:
+        raise InputError(
+            "E-ID-DUPLICATE",
+            f"{' and '.join(map(repr, twice[:3]))} claim one place in the cohort",
+            rule="one matrix per subject and session, also when case is ignored",
+            fix="average the runs of a session first",
+        )
+    netmat = _stack([row[2] for row in rows], ids, "observation")
+    out = xr.Dataset({"netmat": netmat, "n_missing": netmat.isnull().sum("observation", keep_attrs=False)})
+    ids_of = {
+        "observation": np.array(ids),
+        "subject": np.array([row[0] for row in rows]),
+        "session": np.array([row[1] for row in rows]),
+    }
+    out = out.assign_coords({name: ("observation", values) for name, values in ids_of.items()})
+    return schema.annotate(out.assign_coords(_edge_coords(rows[0][2])))
+
+
+def group_mean(ds: xr.Dataset) -> xr.Dataset:
+    """Return the mean over observations: ``netmat (edge)``; an edge counts where it is not NaN.
+
+    Parameters
+    ----------
+    ds
+        A cohort cube with ``netmat (observation, edge)``.
+    """
+    schema.validate(ds, "netmat")
+    mean = ds["netmat"].mean("observation", skipna=True, keep_attrs=True)
+    return schema.annotate(xr.Dataset({"netmat": mean}).assign_coords(_edge_coords(ds)))
+
+
+def list_missing(ds: xr.Dataset) -> dict[str, tuple[str, ...]]:
+    """Return node -> observations in which all edges of that node are NaN; computes ``netmat``.
+
+    Parameters
+    ----------
+    ds
+        A cohort cube with ``netmat (observation, edge)``.
+    """
+    schema.validate(ds, "netmat")
+    names = node_names(ds)
+    missing = kernel.find_missing_nodes(ds["netmat"].transpose("observation", "edge").to_numpy())
+    ids = ds["observation"].to_numpy()
+    return {str(names[i]): tuple(map(str, ids[missing[:, i]])) for i in np.flatnonzero(missing.any(axis=0))}
+
+
+def ward_order(ds: xr.Dataset) -> npt.NDArray[np.intp]:
+    """Return the order of nodes in a Ward tree of a full correlation matrix, as FSLNets draws it.
+
+    Parameters
+    ----------
+    ds
+        With ``netmat (edge)``, r or z: a group mean as a rule.
+
+    Returns
+    -------
+    ndarray
+        Positions of the nodes of `node_names`; nodes with a NaN edge come last, in their own order.
+
+    References
+    ----------
+    Ward 1963, doi:10.1080/01621459.1963.10500845. See `kconn.kernels.cohort.ward_order` for the rule on ties.
+    """
+    schema.validate(ds, "netmat")
+    return kernel.ward_order(ds["netmat"].to_numpy())
+
+
+def node_names(ds: xr.Dataset) -> npt.NDArray[Any]:
+    """Return the names of the nodes, in order, from the coordinates of the edges."""
+    n = count_nodes(ds.sizes["edge"])
+    return np.append(ds["node_i"].to_numpy()[:1], ds["node_j"].to_numpy()[: n - 1])
+
+
+def _edge_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
+    return {name: ds[name].variable for name in ("node_i", "node_j")}
+
+
+def _stack(datasets: Sequence[xr.Dataset], places: Sequence[str], dim: str) -> xr.DataArray:
+    """Stack ``netmat (edge)`` along ``dim``, nodes joined by name, refusing what does not belong together."""
+    if not datasets:
+        raise InputError("E-NODES", "there is no network matrix to put together", rule="at least one")
+    parts = []
+    for ds, place in zip(datasets, places, strict=True):
+        schema.validate(ds, "netmat")
+        if ds["netmat"].dims != ("edge",):
+            raise SchemaError(
+                "E-SCHEMA", f"netmat has dims {tuple(map(str, ds['netmat'].dims))}", where=place, rule="('edge',)"
+            )
+        _check_attrs(datasets[0], ds, places[0], place)
+        parts.append(_align(datasets[0], ds, places[0], place))
+    return xr.concat(parts, dim=dim).assign_attrs(datasets[0]["netmat"].attrs)
+
+
+def _check_attrs(first: xr.Dataset, ds: xr.Dataset, first_place: str, place: str) -> None:
+    mine = {name: ds["netmat"].attrs.get(name) for name in SAME_ATTRS}
+    theirs = {name: first["netmat"].attrs.get(name) for name in SAME_ATTRS}
+    if mine != theirs:
+        raise SchemaError(
+            "E-SCHEMA",
+            f"netmat is {mine}, that of {first_place} is {theirs}",
+            where=place,
+            rule="matrices of one cohort are estimated in one way",
+            fix="estimate them again with one kind, rho and z",
+        )
+
+
+def _align(first: xr.Dataset, ds: xr.Dataset, first_place: str, place: str) -> xr.DataArray:
+    """Return ``netmat`` without coordinates, its edges in the order of ``first``."""
+    here, wanted = node_names(ds), node_names(first)
+    netmat = ds["netmat"].drop_vars(list(ds["netmat"].coords))
+    if np.array_equal(here, wanted):
+        return netmat
+    strangers = sorted(map(str, set(here.tolist()) ^ set(wanted.tolist())))
+    if strangers:
+        raise InputError(
+            "E-NODES",
+            f"the nodes differ from those of {first_place}: {', '.join(map(repr, strangers[:5]))} "
+            f"{'is' if len(strangers) == 1 else 'are'} in one of the two only",
+            where=place,
+            rule="all runs of a cohort have the same nodes",
+            fix="use one node set for all",
+        )
+    return netmat.isel(edge=kernel.reorder_edges(here, wanted))
