@@ -33,6 +33,7 @@ DIMS: Final[dict[str, str]] = {
     "confound": "A column of the confound table.",
     "contrast": "A tested contrast.",
     "permutation": "A relabelling; the first is the identity.",
+    "tail": "An alternative hypothesis: two-sided, greater, less.",
     "run": "A row of the quality table: one run of one session.",
 }
 
@@ -46,6 +47,15 @@ VARIABLES: Final[dict[str, Variable]] = {
     "sample_mask": Variable(dims=(("time",),), kind="b", unit="1", doc="True where the frame is kept."),
     "framewise_displacement": Variable(dims=(("time",),), kind="f", unit="mm", doc="Head motion, Power et al. 2012."),
     "tsnr": Variable(dims=(("voxel",), ("node",)), kind="f", unit="1", doc="Temporal mean / temporal sd of bold."),
+    "n_frames": Variable(dims=((),), kind="iu", unit="1", doc="Frames of the run."),
+    "n_kept": Variable(dims=((),), kind="iu", unit="1", doc="Frames that sample_mask keeps."),
+    "n_regressors": Variable(dims=((),), kind="iu", unit="1", doc="Rank of what denoising removes, mean included."),
+    "df_left": Variable(dims=((),), kind="iu", unit="1", doc="Degrees of freedom left after denoising."),
+    "n_constant": Variable(dims=((),), kind="iu", unit="1", doc="Voxels or nodes without signal; NaN in denoised."),
+    "minutes_kept": Variable(dims=((),), kind="f", unit="min", doc="Duration of the kept frames."),
+    "median_tsnr": Variable(dims=((),), kind="f", unit="1", doc="Median of tsnr over voxels or nodes."),
+    "mean_fd": Variable(dims=((),), kind="f", unit="mm", doc="Mean framewise displacement, first frame apart."),
+    "max_fd": Variable(dims=((),), kind="f", unit="mm", doc="Largest framewise displacement."),
     "timeseries": Variable(dims=(("node", "time"),), kind="f", unit="1", doc="Mean series; NaN where censored."),
     "source": Variable(
         dims=(("node", "time"),), kind="f", unit="1", doc="Simulated course before noise and artefacts."
@@ -65,6 +75,23 @@ VARIABLES: Final[dict[str, Variable]] = {
     "p_unc": Variable(dims=((),), kind="f", unit="1", doc="Permutation p, uncorrected."),
     "p_fwe": Variable(dims=((),), kind="f", unit="1", doc="Permutation p, corrected by the maximum statistic."),
     "p_fdr": Variable(dims=((),), kind="f", unit="1", doc="p_unc adjusted by Benjamini-Hochberg."),
+    "zstat": Variable(dims=((),), kind="f", unit="1", doc="Normal deviate with the upper tail of stat."),
+    "cohen_d": Variable(dims=((),), kind="f", unit="1", doc="Effect over the residual standard deviation."),
+    "partial_r": Variable(dims=((),), kind="f", unit="1", doc="(Multiple) partial correlation with the tested part."),
+    "p_unc_tails": Variable(dims=((),), kind="f", unit="1", doc="Permutation p of each alternative, uncorrected."),
+    "p_fwe_tails": Variable(dims=((),), kind="f", unit="1", doc="Permutation p of each alternative, corrected."),
+    "excluded": Variable(
+        dims=((),), kind="i", unit="1", doc="0 tested; 1 missing values; 2 does not vary beyond the nuisance."
+    ),
+    "permutation_table": Variable(
+        dims=(("permutation", "observation"),),
+        kind="i",
+        unit="1",
+        doc="Observation put in each place; -1 past the end.",
+    ),
+    "sign_table": Variable(
+        dims=(("permutation", "observation"),), kind="i", unit="1", doc="Sign given to each place; 0 past the end."
+    ),
     "max_stat": Variable(dims=(("permutation",),), kind="f", unit="1", doc="Maximum statistic per permutation."),
 }
 

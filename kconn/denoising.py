@@ -1,0 +1,318 @@
+"""From preprocessed signal to clean residuals: the frames that are kept, and the one projection fitted on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Final, get_args
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.delayed import delayed
+
+from kconn import schema
+from kconn.chunks import plan_voxel_blocks
+from kconn.confounds import Term, build_columns, select_terms
+from kconn.errors import InputError, SchemaError
+from kconn.frames import framewise_displacement, place, sample_mask, whole
+from kconn.kernels import filtering, motion, projection
+from kconn.kernels.projection import Projection, Scale
+
+Array = npt.NDArray[np.float64]
+
+#: Degrees of freedom that denoising must leave, unless stated otherwise. With 10, r of two unrelated series still
+#: scatters by 0.3; fewer would make a netmat a picture of chance.
+MIN_DOF: Final = 10
+
+
+def censor(ds: xr.Dataset, *, fd_threshold: float | None, n_dummy: int = 0) -> xr.Dataset:
+    """Mark the frames to keep: `sample_mask` ``(time)``, True = kept.
+
+    A frame is dropped when the head moved more than ``fd_threshold`` since the frame before, when it is one of the
+    first ``n_dummy``, or when a `sample_mask` that is already there drops it. The displacement is the variable
+    `framewise_displacement`, else the confound of that name (also ``FramewiseDisplacement``), else computed from the
+    six motion parameters on a sphere of 50 mm; it is stored as `framewise_displacement` ``(time)`` in mm. The first
+    frame has no displacement: n/a there counts as 0.
+
+    Parameters
+    ----------
+    ds
+        A run.
+    fd_threshold
+        Millimetres; a frame at the threshold is kept. None: no frame is dropped for motion.
+    n_dummy
+        Frames at the start, before the magnetisation is steady.
+
+    Raises
+    ------
+    SchemaError
+        Codes ``E-ARGUMENT`` and ``E-SCHEMA``.
+    InputError
+        Codes ``E-NO-FRAMES``, ``E-CONFOUND-COLUMN`` and ``E-CONFOUND-NAN``. (Where the input is lazy, what depends on
+        its values is raised when it is computed.)
+
+    References
+    ----------
+    Power JD et al. (2012). https://doi.org/10.1016/j.neuroimage.2011.10.018
+    """
+    where = place(ds)
+    if fd_threshold is not None and not fd_threshold > 0:
+        raise SchemaError("E-ARGUMENT", f"fd_threshold = {fd_threshold}", where=where, rule="it is above 0 mm, or None")
+    if n_dummy < 0:
+        raise SchemaError("E-ARGUMENT", f"n_dummy = {n_dummy}", where=where, rule="it is 0 or more frames")
+
+    moved = xr.zeros_like(sample_mask(ds), dtype=np.float64)
+    out = ds
+    if fd_threshold is not None:
+        moved = framewise_displacement(ds)
+        out = out.assign(framewise_displacement=moved)
+    kept = xr.apply_ufunc(
+        _keep_frames,
+        whole(sample_mask(ds)),
+        whole(moved),
+        kwargs={"threshold": np.inf if fd_threshold is None else fd_threshold, "n_dummy": n_dummy, "where": where},
+        input_core_dims=[["time"], ["time"]],
+        output_core_dims=[["time"]],
+        dask="parallelized",
+        output_dtypes=[np.bool_],
+    )
+    return schema.annotate(out.assign(sample_mask=kept))
+
+
+def _keep_frames(
+    mask: npt.NDArray[np.bool_], displacement: Array, *, threshold: float, n_dummy: int, where: str
+) -> npt.NDArray[np.bool_]:
+    bad = np.flatnonzero(~np.isfinite(displacement))
+    if bad.size:
+        raise InputError(
+            "E-CONFOUND-NAN",
+            f"framewise displacement is not a number in frame {bad[0]} ({bad.size} such frames)",
+            where=where,
+            rule="only the first frame may be n/a",
+            fix="repair the table",
+        )
+    kept = mask & motion.keep_frames(displacement, threshold=threshold, n_dummy=n_dummy)
+    if not kept.any():
+        raise InputError(
+            "E-NO-FRAMES",
+            f"none of {len(mask)} frames is kept: the first {n_dummy} are dropped, and the head moves"
+            f" {np.median(displacement):.3g} mm per frame in the median, the threshold is {threshold:g} mm",
+            where=where,
+            fix="exclude the run, or raise fd_threshold",
+        )
+    return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choices:
+    """What was asked for, resolved; small enough to travel with a task."""
+
+    terms: tuple[Term, ...]
+    columns: tuple[str, ...]
+    band: tuple[int, int]
+    detrend: bool
+    min_dof: int
+    where: str
+
+
+def denoise(
+    ds: xr.Dataset,
+    *,
+    confounds: str | Sequence[str] | None,
+    high_pass: float | None,
+    low_pass: float | None,
+    detrend: bool = True,
+    standardize: bool | Scale = False,
+    min_dof: int = MIN_DOF,
+) -> xr.Dataset:
+    """Remove mean, trend, frequencies and confounds from `bold`, as one orthogonal projection.
+
+    The regressors are: the constant; a linear trend; the cosines (DCT-II) of the whole run up to ``high_pass`` and
+    above ``low_pass``; the confounds. They are fitted together on the kept frames (`sample_mask`; all if it is
+    absent), so no step can bring back what another has removed, and their order has no meaning. With a low-pass,
+    every dropped frame costs a degree of freedom, as does every frequency outside the band.
+
+    Parameters
+    ----------
+    ds
+        A run: `bold` ``(voxel | node, time)``; `confounds` ``(time, confound)`` unless none are asked for; attrs
+        ``t_r`` (s) where there is a filter. Lazy or in memory.
+    confounds
+        A preset, a column, a pattern, or several of them: see `kconn.confounds.select_terms`.
+    high_pass, low_pass
+        Edges of the band in Hz. A frequency on ``high_pass`` goes, one on ``low_pass`` stays. None: open.
+    detrend
+        Remove a straight line along the kept frames.
+    standardize
+        ``"zscore_sample"`` or True: unit variance (n_kept - 1). ``"psc"``: percent of the mean of the kept frames.
+        ``"none"`` or False: the unit of `bold`.
+    min_dof
+        Degrees of freedom that must be left.
+
+    Returns
+    -------
+    ds
+        With `denoised`, of the dims of `bold`: float64 for float64 input (node tables), else float32; NaN at dropped
+        frames and all along a voxel without signal (constant, not finite, or explained to rounding: zeros would enter
+        means and correlations as if measured). With the counts `n_frames`, `n_kept`, `n_regressors` (rank, the
+        constant included), `df_left` and `n_constant` (voxels without signal). The regressors by name, the band and
+        the other choices are attrs of `denoised`. Nothing is computed for lazy input.
+
+    Raises
+    ------
+    SchemaError
+        Codes ``E-SCHEMA``, ``E-BAND`` and ``E-ARGUMENT``.
+    InputError
+        Codes ``E-CONFOUND-COLUMN``, ``E-CONFOUND-NAN``, ``E-NO-FRAMES`` and ``E-DF``. (Where the input is lazy, what
+        depends on its values is raised when it is computed.)
+
+    References
+    ----------
+    Lindquist MA, Geuter S, Wager TD, Caffo BS (2019). Modular preprocessing pipelines can reintroduce artifacts into
+    fMRI data. https://doi.org/10.1002/hbm.24528
+    """
+    schema.validate(ds, "bold")
+    choices = _resolve(ds, confounds=confounds, band=(high_pass, low_pass), detrend=detrend, min_dof=min_dof)
+    scale = _resolve_scale(standardize)
+
+    bold = ds["bold"]
+    table, mask = _table(ds, choices), sample_mask(ds)
+    if any(part.chunks is not None for part in (bold, table, mask)):
+        clean, counts = _denoise_lazily(bold, table, mask, choices, scale)
+    else:
+        fitted = _fit(table.to_numpy(), mask.to_numpy(), choices)
+        clean = projection.residuals_in_blocks(bold.to_numpy(), fitted, scale=scale)
+        counts = {name: np.int64(getattr(fitted, name)) for name in ("n_kept", "n_regressors", "df_left")}
+        counts["n_constant"] = _count_empty(clean, fitted).sum()
+
+    made = {
+        "confounds": [term.name for term in choices.terms],
+        "detrend": detrend,
+        "standardize": scale,
+        **{name: edge for name, edge in (("high_pass", high_pass), ("low_pass", low_pass)) if edge is not None},
+    }
+    denoised = bold.copy(data=clean).assign_attrs(made)
+    scalars = {name: xr.DataArray(value) for name, value in counts.items()}
+    return schema.annotate(ds.assign({"denoised": denoised, "n_frames": xr.DataArray(ds.sizes["time"]), **scalars}))
+
+
+def _resolve(
+    ds: xr.Dataset,
+    *,
+    confounds: str | Sequence[str] | None,
+    band: tuple[float | None, float | None],
+    detrend: bool,
+    min_dof: int,
+) -> _Choices:
+    """Refuse what can be refused without looking at the data."""
+    where = place(ds)
+    if min_dof < 1:
+        raise SchemaError("E-ARGUMENT", f"min_dof = {min_dof}", where=where, rule="at least 1 must be left")
+    n_time = ds.sizes["time"]
+    keep = (1, n_time - 1)
+    if band != (None, None):
+        if "t_r" not in ds.attrs:
+            raise SchemaError(
+                "E-SCHEMA", "the run has no attribute 't_r'", where=where, rule="a filter needs it", fix="set it, in s"
+            )
+        t_r = float(ds.attrs["t_r"])
+        try:
+            filtering.check_band(n_time, t_r=t_r, high_pass=band[0], low_pass=band[1])
+        except SchemaError as error:
+            raise error.at(where) from None
+        keep = filtering.pass_band(n_time, t_r=t_r, high_pass=band[0], low_pass=band[1])
+
+    terms: tuple[Term, ...] = ()
+    columns: tuple[str, ...] = ()
+    if confounds is not None and list(confounds) not in ([], list("none"), ["none"]):
+        schema.validate(ds, "confounds")
+        columns = tuple(map(str, ds["confounds"]["confound"].to_numpy().tolist()))
+        terms = select_terms(columns, confounds, where=where)
+    return _Choices(terms=terms, columns=columns, band=keep, detrend=detrend, min_dof=min_dof, where=where)
+
+
+def _resolve_scale(standardize: bool | Scale) -> Scale:  # noqa: FBT001 - the public word of nilearn, passed on
+    if isinstance(standardize, bool):
+        return "zscore_sample" if standardize else "none"
+    if standardize not in get_args(Scale):
+        raise SchemaError(
+            "E-ARGUMENT", f"standardize = {standardize!r}", rule=f"one of {', '.join(get_args(Scale))}, True, False"
+        )
+    return standardize
+
+
+def _table(ds: xr.Dataset, choices: _Choices) -> xr.DataArray:
+    """Return the confound table as float64, without columns where none are asked for."""
+    if choices.terms:
+        return ds["confounds"].astype(np.float64)
+    return xr.DataArray(np.empty((ds.sizes["time"], 0)), dims=("time", "confound"))
+
+
+def _denoise_lazily(
+    bold: xr.DataArray, table: xr.DataArray, mask: xr.DataArray, choices: _Choices, scale: Scale
+) -> tuple[Any, dict[str, Any]]:
+    """Return the residuals and the counts as Dask arrays; the regressors are fitted once, in a task of their own."""
+    fitted = delayed(_fit, pure=True)(table.data, mask.data, choices)
+    blocks = (plan_voxel_blocks(*bold.shape), -1)
+    signal = da.rechunk(bold.data, blocks) if bold.chunks is not None else da.from_array(bold.to_numpy(), chunks=blocks)
+    dtype = projection.result_dtype(bold.dtype)
+    clean = da.map_blocks(
+        projection.residuals, signal, projection=fitted, scale=scale, dtype=dtype, meta=np.empty((0, 0), dtype)
+    )
+    empty = da.map_blocks(
+        _count_empty, clean, projection=fitted, drop_axis=1, chunks=((1,) * clean.numblocks[0],), dtype=np.int64
+    )
+    counts = {
+        name: da.from_delayed(delayed(attrgetter(name), pure=True)(fitted), shape=(), dtype=np.int64)
+        for name in ("n_kept", "n_regressors", "df_left")
+    }
+    return clean, {**counts, "n_constant": empty.sum()}
+
+
+def _count_empty(clean: npt.NDArray[np.floating[Any]], projection: Projection) -> npt.NDArray[np.int64]:
+    """Return ``(1,)``: how many voxels of a block have no signal. One kept frame tells."""
+    return np.array([np.count_nonzero(np.isnan(clean[:, projection.kept[0]]))], dtype=np.int64)
+
+
+def _fit(table: Array, mask: npt.NDArray[np.bool_], choices: _Choices) -> Projection:
+    """Return the projection of a run, or say why there is none."""
+    kept = np.flatnonzero(mask)
+    if kept.size == 0:
+        raise InputError("E-NO-FRAMES", f"sample_mask keeps none of {len(mask)} frames", where=choices.where)
+    regressors = build_columns(table, choices.columns, choices.terms)
+    _refuse_nan(regressors, kept, choices)
+    if choices.detrend:
+        # Along the kept frames, not the seconds: so does nilearn.signal.clean, and the two stay comparable to rounding.
+        trend = np.zeros(len(mask))
+        trend[kept] = np.arange(len(kept))
+        regressors = np.column_stack([trend, regressors])
+    fitted = projection.fit_projection(regressors, mask, band=choices.band)
+    if fitted.df_left < choices.min_dof:
+        first, last = choices.band
+        raise InputError(
+            "E-DF",
+            f"{fitted.df_left} degrees of freedom are left of {len(kept)} kept frames (of {len(mask)}), after"
+            f" {len(mask) - 1 - (last - first + 1)} frequencies, {len(choices.terms)} confounds and the trend",
+            where=choices.where,
+            rule=f"min_dof = {choices.min_dof} must be left; with a low-pass every dropped frame costs one more",
+            fix="widen the band, choose fewer confounds, raise fd_threshold, or exclude the run",
+        )
+    return fitted
+
+
+def _refuse_nan(regressors: Array, kept: npt.NDArray[np.intp], choices: _Choices) -> None:
+    broken = ~np.isfinite(regressors[kept]).all(axis=0)
+    if broken.any():
+        i_term = int(np.flatnonzero(broken)[0])
+        frames = kept[~np.isfinite(regressors[kept, i_term])]
+        raise InputError(
+            "E-CONFOUND-NAN",
+            f"the confound {choices.terms[i_term].name!r} is not finite in frame {frames[0]} and"
+            f" {frames.size - 1} other kept frames ({int(broken.sum())} such confounds)",
+            where=choices.where,
+            rule="only the first frame may be n/a: a difference has nothing before it there, and 0 is put in",
+            fix="repair the table, choose other confounds, or censor those frames",
+        )

@@ -1,0 +1,56 @@
+"""One BLAS thread at a time: the number of threads changes the last bits of a product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from threadpoolctl import (  # type: ignore[import-untyped]  # it ships no type information
+    ThreadpoolController,
+    threadpool_limits,
+)
+
+
+class _Gate:
+    """Limit BLAS to one thread from the first entry to the last exit.
+
+    The limit belongs to the process. When every thread saved and restored it for itself, one that leaves first would
+    lift it under the feet of the others, and one that leaves last would make the limit permanent.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._n_inside = 0
+        self._limits: threadpool_limits | None = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._n_inside == 0:
+                self._limits = threadpool_limits(limits=1, user_api="blas")
+            self._n_inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0 and self._limits is not None:
+                self._limits.restore_original_limits()
+                self._limits = None
+
+
+_GATE = _Gate()
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run BLAS on one thread inside the block; safe to enter from many threads at once."""
+    _GATE.enter()
+    try:
+        yield
+    finally:
+        _GATE.leave()
+
+
+def count_threads() -> int:
+    """Return how many threads BLAS may use now: 1 on a worker, the number of cores in a fresh session."""
+    return max((int(pool["num_threads"]) for pool in ThreadpoolController().select(user_api="blas").info()), default=1)

@@ -1,0 +1,222 @@
+"""The one orthogonal projection of denoising: mean, trend, filter and confounds leave together or not at all."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import qr
+
+from kconn.chunks import plan_voxel_blocks
+from kconn.kernels import blas
+from kconn.kernels.filtering import cosine_basis
+
+Array = npt.NDArray[np.float64]
+Signal = npt.NDArray[np.floating[Any]]
+Frames = npt.NDArray[np.intp]
+
+#: Scale of the residuals: as they are, unit variance, or percent of the mean of the signal.
+Scale = Literal["none", "zscore_sample", "psc"]
+
+#: A regressor counts when, beside those already taken, more than this share of its norm is its own.
+RANK_TOLERANCE: Final = 1e-11
+#: A voxel carries no signal when the residual falls below this share of its root mean square; the rounding of
+#: float32 alone (6e-8) leaves a residual of that order in a voxel that is constant or copies a regressor.
+NO_SIGNAL: Final = 1e-6
+#: Voxels that are worked on at a time: their frames, in float64, stay in the cache of a core.
+TILE: Final = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """The space that denoising keeps, over the kept frames.
+
+    Parameters
+    ----------
+    basis
+        ``(kept, k)``, orthonormal columns, orthogonal to the constant.
+    removes
+        True: ``basis`` spans what is removed beside the mean. False: it spans what is kept.
+    kept
+        ``(kept,)`` positions of the kept frames, ascending.
+    n_time
+        Number of frames of the run.
+    """
+
+    basis: Array
+    removes: bool
+    kept: Frames
+    n_time: int
+
+    @property
+    def n_kept(self) -> int:
+        """Number of kept frames."""
+        return len(self.kept)
+
+    @property
+    def n_regressors(self) -> int:
+        """Rank of what is removed, the mean included."""
+        width = int(self.basis.shape[1])
+        return width + 1 if self.removes else self.n_kept - width
+
+    @property
+    def df_left(self) -> int:
+        """Dimensions that a residual series can still move in."""
+        return self.n_kept - self.n_regressors
+
+
+def fit_projection(columns: Array, sample_mask: npt.NDArray[np.bool_], *, band: tuple[int, int]) -> Projection:
+    """Return the projection that removes the mean, ``columns`` and all cosines outside ``band``.
+
+    Fitted on the kept frames alone. The basis is that of the removed space or of the kept one, whichever was found
+    to be the narrower before the rank is known.
+
+    Parameters
+    ----------
+    columns
+        ``(time, column)`` regressors of any scale; rows of censored frames are not read.
+    sample_mask
+        ``(time,)`` True where a frame is kept.
+    band
+        First and last cosine to keep, as `kconn.kernels.filtering.pass_band` returns them.
+    """
+    n_time = len(sample_mask)
+    kept = np.flatnonzero(sample_mask)
+    first, last = band
+    scaled = _scale_columns(columns[kept])
+    n_stop = (first - 1) + (n_time - 1 - last)
+    with blas.single_thread():
+        removes = n_stop + scaled.shape[1] <= len(kept) // 2
+        if removes:
+            stop = np.hstack([cosine_basis(n_time, 1, first - 1), cosine_basis(n_time, last + 1, n_time - 1)])
+            basis = _range_of(np.hstack([scaled, _scale_columns(stop[kept])]))
+        else:
+            basis = _complement_in_band(scaled, kept, cosine_basis(n_time, first, last))
+    return Projection(basis=np.asfortranarray(basis), removes=removes, kept=kept, n_time=n_time)
+
+
+def _scale_columns(columns: Array) -> Array:
+    """Return the columns about their mean with norm 1, without those that are constant."""
+    # The largest value first: squares of a column of 1e200 would overflow.
+    peak = np.abs(columns).max(axis=0, initial=0.0)
+    unit = columns[:, peak > 0] / peak[peak > 0]
+    raw = np.linalg.norm(unit, axis=0)
+    unit = unit - unit.mean(axis=0)
+    norm = np.linalg.norm(unit, axis=0)
+    varies = norm > RANK_TOLERANCE * raw
+    return np.asarray(unit[:, varies] / norm[varies], dtype=np.float64)
+
+
+def _range_of(columns: Array) -> Array:
+    """Return an orthonormal basis of the span of unit columns."""
+    if columns.shape[1] == 0:
+        return columns
+    Q, rank = _rank_revealing_qr(columns, mode="economic")
+    return Q[:, :rank]
+
+
+def _complement_in_band(columns: Array, kept: Frames, band: Array) -> Array:
+    """Return an orthonormal basis, over the kept frames, of the series that ``band`` spans and nothing else removes.
+
+    Such a series is ``band @ c``. It vanishes at the censored frames and is orthogonal to ``columns``, which makes
+    ``c`` orthogonal to a few vectors as short as the band is narrow; the many cosines outside are never formed.
+    """
+    censored = np.ones(len(band), dtype=bool)
+    censored[kept] = False
+    constraints = np.hstack([band[censored].T, band[kept].T @ columns])
+    if constraints.shape[1] == 0:
+        return band[kept]
+    Q, rank = _rank_revealing_qr(constraints, mode="full")
+    return np.asarray(band[kept] @ Q[:, rank:], dtype=np.float64)
+
+
+def _rank_revealing_qr(columns: Array, *, mode: Literal["economic", "full"]) -> tuple[Array, int]:
+    """Return Q and how many of its first columns span ``columns``."""
+    decomposed: Any = qr(columns, mode=mode, pivoting=True)
+    Q, R, _ = decomposed
+    return Q, int(np.count_nonzero(np.abs(np.diagonal(R)) > RANK_TOLERANCE))
+
+
+def residuals(x: Signal, projection: Projection, *, scale: Scale = "none") -> Signal:
+    """Return what the projection leaves of each row of ``x``.
+
+    All arithmetic is float64; the result is rounded once. Rows are worked on in tiles that start at row 0 and BLAS
+    runs on one thread, so the bits depend on ``x`` alone.
+
+    Parameters
+    ----------
+    x
+        ``(voxel, time)``, all frames.
+    projection
+        The space to keep.
+    scale
+        ``"zscore_sample"`` divides by the standard deviation (n_kept - 1) of the residual, ``"psc"`` by the absolute
+        mean of the kept frames, times 100.
+
+    Returns
+    -------
+    residual
+        ``(voxel, time)``, float64 for float64 input and float32 otherwise. NaN at censored frames, and all along a
+        voxel without signal: one that is constant or not finite, or that the regressors explain to rounding. (Zeros
+        instead would enter means and correlations as if they had been measured.)
+    """
+    out = np.empty(x.shape, dtype=result_dtype(x.dtype))
+    with blas.single_thread():
+        for start in range(0, len(x), TILE):
+            _fill_tile(x[start : start + TILE], projection, scale, out[start : start + TILE])
+    return out
+
+
+def residuals_in_blocks(x: Signal, projection: Projection, *, scale: Scale = "none") -> Signal:
+    """Return `residuals` of each block of the canonical voxel grid, on as many threads as BLAS would take."""
+    block = plan_voxel_blocks(*x.shape)
+    starts = range(0, len(x), block)
+    with ThreadPoolExecutor(blas.count_threads()) as pool:
+        parts = pool.map(lambda start: residuals(x[start : start + block], projection, scale=scale), starts)
+        out = np.empty(x.shape, dtype=result_dtype(x.dtype))
+        for start, part in zip(starts, parts, strict=True):
+            out[start : start + block] = part
+    return out
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type of residuals: float64 stays (node tables), everything else becomes float32 (voxels)."""
+    return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+
+
+def _fill_tile(x: Signal, projection: Projection, scale: Scale, out: Signal) -> None:
+    """Write the residuals of one tile of voxels to ``out``."""
+    work = np.take(x, projection.kept, axis=1).astype(np.float64)
+    power = np.einsum("vt,vt->v", work, work)
+    mean = work.mean(axis=1)
+    work -= mean[:, None]
+    work = _project(work, projection)
+    rest = np.einsum("vt,vt->v", work, work)
+
+    # Not a number fails every comparison, and so counts as no signal.
+    lives = (rest > NO_SIGNAL**2 * power) & np.isfinite(power)
+    factor = np.full(len(x), np.nan)
+    factor[lives] = 1.0
+    if scale == "zscore_sample":
+        factor[lives] = np.sqrt((projection.n_kept - 1) / rest[lives])
+    elif scale == "psc":
+        has_level = lives & (mean**2 * projection.n_kept > NO_SIGNAL**2 * power)
+        factor = np.divide(100.0, np.abs(mean), out=np.full(len(x), np.nan), where=has_level)
+    if scale != "none" or not lives.all():
+        work *= factor[:, None]
+
+    if projection.n_kept < projection.n_time:
+        out[...] = np.nan
+        out[:, projection.kept] = work
+    else:
+        out[...] = work
+
+
+def _project(work: Array, projection: Projection) -> Array:
+    """Return the projected rows of ``work``, in two skinny products."""
+    # NumPy's product frees the interpreter lock and so lets blocks run side by side; SciPy's wrappers of BLAS do not.
+    inside = (work @ projection.basis) @ projection.basis.T
+    return np.subtract(work, inside, out=work) if projection.removes else inside
