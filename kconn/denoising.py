@@ -184,7 +184,9 @@ def denoise(
         clean, counts = _denoise_lazily(bold, table, mask, choices, scale)
     else:
         fitted = _fit(table.to_numpy(), mask.to_numpy(), choices)
-        clean = projection.residuals_in_blocks(bold.to_numpy(), fitted, scale=scale)
+        clean = projection.residuals_in_blocks(
+            bold.to_numpy(), fitted, block=plan_voxel_blocks(*bold.shape), scale=scale
+        )
         counts = {name: np.int64(getattr(fitted, name)) for name in ("n_kept", "n_regressors", "df_left")}
         counts["n_constant"] = _count_empty(clean, fitted).sum()
 

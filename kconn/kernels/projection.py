@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import qr
 
-from kconn.chunks import plan_voxel_blocks
 from kconn.kernels import blas
 from kconn.kernels.filtering import cosine_basis
 
@@ -170,9 +169,8 @@ def residuals(x: Signal, projection: Projection, *, scale: Scale = "none") -> Si
     return out
 
 
-def residuals_in_blocks(x: Signal, projection: Projection, *, scale: Scale = "none") -> Signal:
-    """Return `residuals` of each block of the canonical voxel grid, on as many threads as BLAS would take."""
-    block = plan_voxel_blocks(*x.shape)
+def residuals_in_blocks(x: Signal, projection: Projection, *, block: int, scale: Scale = "none") -> Signal:
+    """Return `residuals` of each ``block`` of voxels, on as many threads as BLAS would take."""
     starts = range(0, len(x), block)
     with ThreadPoolExecutor(blas.count_threads()) as pool:
         parts = pool.map(lambda start: residuals(x[start : start + block], projection, scale=scale), starts)
