@@ -32,6 +32,8 @@ PENALISED: Final = frozenset({"ridgep"})
 FULL_RANK: Final = frozenset({"partial"})
 #: Kinds that are no correlation, so that Fisher's z means nothing.
 UNBOUNDED: Final = frozenset({"cov"})
+#: Stands for "nobody said what denoising took".
+UNKNOWN_DF: Final = -1
 
 
 def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = None) -> xr.Dataset:
@@ -44,8 +46,8 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
     Parameters
     ----------
     ds
-        With ``timeseries (..., node, time)``; lazy input gives a lazy result. Attr ``df_left``, if present, states the
-        degrees of freedom that denoising left.
+        With ``timeseries (..., node, time)``; lazy input gives a lazy result. ``df_left``, if present, holds the
+        degrees of freedom that denoising left, the mean already taken off.
     kind
         ``cov`` (divided by n - 1), ``corr`` (Pearson), ``partial`` (all other nodes regressed out of both) or
         ``ridgep`` (the same with an L2 penalty, FSLNets' formula).
@@ -80,12 +82,12 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
             _estimate,
             estimator=estimator,
             full_rank=kind in FULL_RANK,
-            df_left=ds.attrs.get("df_left"),
             where=str(ds.attrs.get("where", "")),
         ),
         ts.chunk({"node": -1, "time": -1}) if ts.chunks is not None else ts,
         kept.chunk({"time": -1}) if kept.chunks is not None else kept,
-        input_core_dims=[["node", "time"], ["time"]],
+        ds.get("df_left", xr.DataArray(UNKNOWN_DF)),
+        input_core_dims=[["node", "time"], ["time"], []],
         output_core_dims=[["edge"], ["node"]],
         dask="parallelized",
         output_dtypes=[np.float64, np.bool_],
@@ -161,11 +163,11 @@ def _choose(kind: str, rho: float | None) -> Estimator:
 
 
 def _estimate(
-    ts: Array, kept: BoolArray, *, estimator: Estimator, full_rank: bool, df_left: float | None, where: str
+    ts: Array, kept: BoolArray, df_left: npt.NDArray[Any], *, estimator: Estimator, full_rank: bool, where: str
 ) -> tuple[Array, BoolArray]:
-    """Estimate run by run: ts (..., node, time), kept (..., time) -> edges (..., edge), dead (..., node)."""
+    """Estimate run by run: ts (..., node, time), kept (..., time), df_left (...) -> (..., edge), (..., node)."""
     lead, n_node = ts.shape[:-2], ts.shape[-2]
-    kept = np.broadcast_to(kept, (*lead, ts.shape[-1]))
+    kept, df_left = np.broadcast_to(kept, (*lead, ts.shape[-1])), np.broadcast_to(df_left, lead)
     edges = np.full((*lead, n_node * (n_node - 1) // 2), np.nan)
     dead = np.empty((*lead, n_node), dtype=bool)
     with single_thread():
@@ -184,7 +186,8 @@ def _estimate(
             alive = ~dead[run]
             _check_alive(int(alive.sum()), n_node, where)
             if full_rank:
-                check_rank(x.shape[0], int(alive.sum()), df_left=df_left, where=where)
+                df = None if df_left[run] == UNKNOWN_DF else int(df_left[run])
+                check_rank(x.shape[0], int(alive.sum()), df_left=df, where=where)
             edges[run] = _edges_of_alive(x, alive, estimator, where)
     return edges, dead
 
@@ -210,7 +213,7 @@ def _check_alive(n_alive: int, n_node: int, where: str) -> None:
         )
 
 
-def check_rank(n_frame: int, n_node: int, *, df_left: float | None = None, where: str = "") -> None:
+def check_rank(n_frame: int, n_node: int, *, df_left: int | None = None, where: str = "") -> None:
     """Refuse an unregularised inverse that does not exist.
 
     Parameters
@@ -220,7 +223,7 @@ def check_rank(n_frame: int, n_node: int, *, df_left: float | None = None, where
     n_node
         Nodes.
     df_left
-        Degrees of freedom that denoising left of them, if known.
+        Degrees of freedom that denoising left of them, the mean already taken off, if known.
     where
         The run, for the message.
 
@@ -229,9 +232,9 @@ def check_rank(n_frame: int, n_node: int, *, df_left: float | None = None, where
     InputError
         ``E-NETMAT-RANK`` unless the frames, less one for the mean and those that denoising took, exceed the nodes.
     """
-    df = n_frame - 1 if df_left is None else min(n_frame - 1, int(df_left))
+    df = n_frame - 1 if df_left is None else min(n_frame - 1, df_left)
     if df <= n_node:
-        lost = "" if df_left is None else f" ({int(df_left)} degrees of freedom left by denoising)"
+        lost = "" if df_left is None else f" ({df_left} degrees of freedom left by denoising)"
         raise InputError(
             "E-NETMAT-RANK",
             f"{n_frame} kept frames{lost} cannot tell {n_node} nodes apart",
