@@ -61,6 +61,7 @@ CODES: Final[dict[str, str]] = {
     "E-DESIGN-RANK": "The design matrix is rank-deficient.",
     "E-CONTRAST": "A contrast is not estimable, empty or of the wrong length.",
     "E-COV-NAN": "A covariate is missing or not finite for an observation.",
+    "E-NO-FEATURES": "No feature is left to test: all are missing or do not vary.",
     "E-TOO-FEW": "There are too few observations for the test.",
     "E-PERMUTATIONS": "A permutation or sign table is malformed.",
     "E-BLOCKS": "Exchangeability blocks or variance groups do not fit the design.",
@@ -95,7 +96,14 @@ class KconnError(Exception):
         What would have been right.
     fix
         What the reader can do about it.
+
+    Attributes
+    ----------
+    details
+        For the log, never for the screen: the traceback of an error that nobody foresaw.
     """
+
+    details: str = ""
 
     def __init__(self, code: str, problem: str, *, where: str = "", rule: str = "", fix: str = "") -> None:
         if code not in CODES:
@@ -116,15 +124,18 @@ class KconnError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Survive the way back from a worker."""
-        return (_rebuild, (type(self), self.code, self.problem, self.where, self.rule, self.fix))
+        return (_rebuild, (type(self), self.code, self.problem, self.where, self.rule, self.fix, self.details))
 
     def at(self, where: str) -> KconnError:
         """Return the same error with its place put in, where none was known when it was raised."""
-        return _rebuild(type(self), self.code, self.problem, self.where or where, self.rule, self.fix)
+        return _rebuild(type(self), self.code, self.problem, self.where or where, self.rule, self.fix, self.details)
 
 
-def _rebuild(cls: type[KconnError], code: str, problem: str, where: str, rule: str, fix: str) -> KconnError:
-    return cls(code, problem, where=where, rule=rule, fix=fix)
+def _rebuild(cls: type[KconnError], *fields: str) -> KconnError:
+    code, problem, where, rule, fix, details = fields
+    error = cls(code, problem, where=where, rule=rule, fix=fix)
+    error.details = details
+    return error
 
 
 class InputError(KconnError):

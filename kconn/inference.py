@@ -1,0 +1,572 @@
+"""Permutation tests of a design against every feature: labels, checks and tasks around `kconn.kernels.glm`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import dask.config
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from dask.base import compute
+from dask.delayed import delayed
+from dask.system import CPU_COUNT
+
+from kconn import schema
+from kconn.chunks import GIB
+from kconn.errors import DesignError, SchemaError
+from kconn.kernels import glm, multiple_testing, permutation, tasks
+from kconn.kernels.blas import single_thread
+from kconn.kernels.permutation import Relabelling, Shuffling
+from kconn.observations import (
+    DIM,
+    Observations,
+    join_permutations,
+    join_rows,
+    join_shufflings,
+    join_table,
+    read_observations,
+)
+
+Alternative = Literal["two-sided", "greater", "less"]
+Regression = glm.Regression
+Rows = pd.DataFrame | pd.Series | xr.DataArray | npt.NDArray[np.generic]
+
+TAILS: Final = ("two-sided", "greater", "less")
+
+
+def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword each
+    data: xr.DataArray | npt.NDArray[np.floating],
+    design: pd.DataFrame | npt.NDArray[np.floating],
+    contrasts: Mapping[str, Any],
+    *,
+    n_perm: int,
+    seed: int,
+    alternative: Alternative = "two-sided",
+    exchangeability_blocks: Rows | None = None,
+    sign_flip: bool | Literal["both"] = False,
+    regression: Regression = "freedman-lane",
+    permutations: xr.DataArray | npt.NDArray[np.integer] | None = None,
+    signs: xr.DataArray | npt.NDArray[np.integer] | None = None,
+    dtype: Literal["float64", "float32"] = "float64",
+    max_mem: int = 2 * GIB,
+) -> xr.Dataset:
+    """Test contrasts of a linear model by permutation, with family-wise error control over features.
+
+    Computes at once, on the Dask scheduler that is current: a default ``distributed.Client`` if there is one, else
+    threads. The bits of the result do not depend on the scheduler, on workers, ``max_mem``, input chunks or row order.
+
+    Parameters
+    ----------
+    data
+        ``(observation, feature...)``, NumPy or Dask, float32 or float64. With a coordinate ``observation`` every other
+        table is joined to it by id.
+    design
+        One row per observation, one column per regressor, of full column rank; the intercept is a column like others.
+        A DataFrame is indexed by observation id; an array has its rows in the order of ``data``.
+    contrasts
+        Name -> weights ``(regressor,)`` for t, or ``(r, regressor)`` for F. With a DataFrame design the weights of a
+        t may be a mapping column -> weight; columns left out weigh 0.
+    n_perm
+        Relabellings, the identity counted as one. All of them are used when there are no more than this.
+    seed
+        Key of the random stream.
+    alternative
+        Direction of ``p_unc``, ``p_fwe``, ``p_fdr`` and ``max_stat``. F has only one.
+    exchangeability_blocks
+        Positive labels: exchange within blocks; negative labels: exchange whole blocks; a table with several columns
+        is PALM's multi-level one.
+    sign_flip
+        True: flip signs instead of permuting (errors symmetric about zero); ``"both"``: permute and flip. A contrast
+        whose tested columns are the same for all observations (a mean) cannot be permuted and is always flipped.
+    regression
+        How nuisance is dealt with, see `kconn.kernels.glm.plan_rows`.
+    permutations, signs
+        Tables ``(n_perm, observation)`` to use instead of drawing, row 0 the identity: PALM's and MRtrix3's convention
+        ``(P v)[i] = sign[i] v[permutation[i]]``, counting rows of ``data`` from 0.
+    dtype
+        Precision of the permuted statistics. The observed statistic is always float64.
+    max_mem
+        Bytes that the tasks of one process may hold together.
+
+    Returns
+    -------
+    xr.Dataset
+        Dims ``(contrast, feature...)``: ``effect stat dof zstat cohen_d partial_r p_unc p_fwe p_fdr excluded``, and
+        ``p_unc_tails p_fwe_tails (tail, contrast, feature...)``; ``max_stat (permutation, contrast)``, in the direction
+        of ``alternative``; ``permutation_table sign_table (contrast, permutation, observation)``; coordinates along
+        ``contrast``: ``stat_kind shuffling n_permutations n_distinct exhaustive table_sha256``.
+
+        p = (number of relabellings whose statistic is at least as extreme, identity and ties included) / n_perm.
+
+    Raises
+    ------
+    DesignError
+        ``E-ID-MISSING E-ID-EXTRA E-ID-DUPLICATE E-TABLE E-TABLE-SHAPE E-COV-NAN E-DESIGN-RANK E-CONTRAST E-TOO-FEW
+        E-PERMUTATIONS E-BLOCKS E-NO-FEATURES``.
+    SchemaError
+        ``E-SCHEMA``, ``E-ARGUMENT``.
+    ResourceError
+        ``E-MEM``.
+
+    References
+    ----------
+    Winkler et al. 2014, doi:10.1016/j.neuroimage.2014.01.060; Freedman and Lane 1983,
+    doi:10.1080/07350015.1983.10509354; Nichols and Holmes 2002, doi:10.1002/hbm.1058
+    """
+    _check_choice("alternative", alternative, TAILS)
+    _check_choice("regression", regression, get_args(Regression))
+    _check_choice("dtype", dtype, tuple(glm.TIE_RTOL))
+    _check_choice("sign_flip", sign_flip, (True, False, "both"))
+    features = _read_features(data)
+    observations = read_observations(features.data)
+    columns, matrix = _read_design(design, observations)
+    glm.check_design(matrix)
+    exchange = Exchange(
+        n_perm=_check_integer("n_perm", n_perm, 2),
+        seed=_check_integer("seed", seed, 0),
+        tree=_read_blocks(exchangeability_blocks, observations),
+        sign_flip=sign_flip,
+        permutations=None if permutations is None else join_permutations(permutations, observations),
+        signs=None if signs is None else join_shufflings(signs, observations),
+    )
+    tests = [_plan_test(name, weights, columns, matrix, exchange, regression) for name, weights in contrasts.items()]
+    if not tests:
+        raise DesignError("E-CONTRAST", "there is no contrast", rule="at least one name with its weights")
+
+    found = _run_tests(features, observations, tests, dtype=dtype, max_mem=max_mem)
+
+    results = [_read_result(test, result, alternative, dtype) for test, result in zip(tests, found, strict=True)]
+    ds = _label_results(results, tests, features, observations)
+    return schema.annotate(ds).assign_attrs(
+        alternative=alternative,
+        regression=regression,
+        dtype=dtype,
+        n_perm=exchange.n_perm,
+        seed=exchange.seed,
+        tie_rtol=glm.TIE_RTOL[dtype],
+        n_observation=observations.n_obs,
+        n_feature=features.n_feature,
+        n_missing=[int((result["excluded"] == 1).sum()) for result in results],
+        n_constant=[int((result["excluded"] == 2).sum()) for result in results],
+        notes=[f"{test.name}: {test.note}" for test in tests if test.note],
+    )
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    if not any(value is choice or value == choice for choice in allowed):
+        raise SchemaError("E-ARGUMENT", f"{name}={value!r}", rule=f"one of {list(allowed)}")
+
+
+def _check_integer(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise SchemaError("E-ARGUMENT", f"{name}={value!r}", rule=f"an integer of at least {least}")
+    return int(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """The data as a matrix ``(observation, feature)``, and how to get the feature dims back."""
+
+    data: xr.DataArray
+    matrix: Any
+    n_feature: int
+
+
+def _read_features(data: xr.DataArray | npt.NDArray[np.floating]) -> Features:
+    if not isinstance(data, xr.DataArray):
+        array = np.asarray(data)
+        if array.ndim != 2:
+            raise SchemaError("E-SCHEMA", f"data has shape {array.shape}", rule="an array is (n_obs, n_feature)")
+        data = xr.DataArray(array, dims=(DIM, "feature"))
+    if DIM not in data.dims:
+        raise SchemaError("E-SCHEMA", f"data has dims {tuple(data.dims)}", rule=f"one of them is {DIM!r}")
+    if data.dtype.kind not in "fiu":
+        raise SchemaError("E-SCHEMA", f"data has dtype {data.dtype}", rule="real numbers")
+    data = data.transpose(DIM, ...)
+    n_feature = int(np.prod(data.shape[1:], dtype=np.int64))
+    if n_feature == 0:
+        raise DesignError("E-NO-FEATURES", f"data has shape {data.shape}", rule="at least one feature")
+    return Features(data=data, matrix=data.data.reshape(data.shape[0], n_feature), n_feature=n_feature)
+
+
+def _read_design(
+    design: pd.DataFrame | npt.NDArray[np.floating], observations: Observations
+) -> tuple[list[str], npt.NDArray[np.float64]]:
+    if isinstance(design, pd.DataFrame):
+        joined = join_table(design, observations, what="the design")
+        columns = [str(name) for name in joined.columns]
+        try:
+            matrix = joined.to_numpy(dtype=np.float64, na_value=np.nan)
+        except (TypeError, ValueError) as error:
+            raise DesignError(
+                "E-TABLE", f"the design holds a value that is no number: {error}", rule="code factors as numbers"
+            ) from error
+    else:
+        matrix = np.asarray(join_rows(design, observations, what="the design"), dtype=np.float64)
+        columns = [str(i) for i in range(matrix.shape[-1])]
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise DesignError("E-TABLE-SHAPE", f"the design has shape {matrix.shape}", rule="(observation, regressor)")
+    bad = np.argwhere(~np.isfinite(matrix))
+    if bad.size:
+        row, column = bad[0]
+        raise DesignError(
+            "E-COV-NAN",
+            f"column {columns[column]!r} of the design is {matrix[row, column]} ({len(bad)} such value(s))",
+            where=observations.ids[row],
+            rule="every covariate is a finite number for every observation",
+            fix="complete the table or leave the observation out of data and design",
+        )
+    return columns, matrix
+
+
+def _read_blocks(blocks: Rows | None, observations: Observations) -> permutation.Block | None:
+    if blocks is None:
+        return None
+    table: npt.NDArray[Any] = join_rows(blocks, observations, what="exchangeability_blocks")
+    if table.dtype.kind == "f" and np.array_equal(table, np.round(table)):
+        table = table.astype(np.int64)
+    return permutation.exchange_tree(table if table.ndim == 1 or table.shape[1] > 1 else table[:, 0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """Which relabellings are asked for, in the canonical order of observations."""
+
+    n_perm: int
+    seed: int
+    tree: permutation.Block | None
+    sign_flip: bool | str
+    permutations: npt.NDArray[np.generic] | None
+    signs: npt.NDArray[np.generic] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Test:
+    """One contrast, ready to run."""
+
+    __test__ = False  # no test class, whatever its name makes pytest think
+
+    name: str
+    partition: glm.Partition
+    shuffling: Shuffling
+    kind: str
+    note: str
+    rows: glm.Rows
+
+    @property
+    def stat_kind(self) -> str:
+        """``t`` or ``F``."""
+        return "t" if self.partition.rank == 1 else "F"
+
+
+def _plan_test(
+    name: str,
+    weights: Any,
+    columns: list[str],
+    matrix: npt.NDArray[np.float64],
+    exchange: Exchange,
+    regression: Regression,
+) -> Test:
+    contrast = _read_contrast(name, weights, columns)
+    try:
+        partition = glm.split_design(matrix, contrast)
+        tested = matrix[:, np.atleast_2d(contrast).any(axis=0)]
+        shuffling, kind, note = _plan_shuffling(permutation.label_rows(tested), exchange)
+    except DesignError as error:
+        raise error.at(name) from error
+    rows = glm.plan_rows(partition, shuffling, regression)
+    return Test(name=name, partition=partition, shuffling=shuffling, kind=kind, note=note, rows=rows)
+
+
+def _read_contrast(name: str, weights: Any, columns: list[str]) -> npt.NDArray[np.float64]:
+    if isinstance(weights, Mapping | pd.Series):
+        given = {str(column): value for column, value in weights.items()}
+        unknown = sorted(set(given) - set(columns))
+        if unknown:
+            raise DesignError(
+                "E-CONTRAST", f"no column {unknown[0]!r} in the design", where=name, rule=f"one of {columns}"
+            )
+        weights = [given.get(column, 0.0) for column in columns]
+    try:
+        return np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DesignError(
+            "E-CONTRAST", f"the weights are no numbers: {error}", where=name, rule="one number per column"
+        ) from error
+
+
+def _plan_shuffling(labels: npt.NDArray[np.intp], exchange: Exchange) -> tuple[Shuffling, str, str]:
+    """Return the table, what it consists of, and a note where this is not what was asked for."""
+    tree = permutation.free_exchange(labels.size) if exchange.tree is None else exchange.tree
+    if exchange.permutations is not None or exchange.signs is not None:
+        return _read_user_table(labels, exchange, tree), "user table", ""
+    kind: permutation.Kind = "permutations"
+    note = ""
+    if exchange.sign_flip is True:
+        kind = "sign-flips"
+    elif exchange.sign_flip == "both":
+        kind = "both"
+    elif labels.max() == labels.min():
+        kind = "sign-flips"
+        note = "signs are flipped: the tested columns are the same for all observations, so permuting changes nothing"
+    shuffling = permutation.plan_shuffling(labels, n_perm=exchange.n_perm, seed=exchange.seed, tree=tree, kind=kind)
+    return shuffling, kind, note
+
+
+def _read_user_table(labels: npt.NDArray[np.intp], exchange: Exchange, tree: permutation.Block) -> Shuffling:
+    n_distinct = 1
+    if exchange.permutations is not None:
+        n_distinct *= permutation.count_permutations(tree, labels)
+    if exchange.signs is not None:
+        n_distinct *= 2 ** len(permutation.flip_units(tree))
+    shuffling = permutation.read_shuffling(exchange.permutations, exchange.signs, labels=labels, n_distinct=n_distinct)
+    if shuffling.n_perm != exchange.n_perm:
+        raise DesignError(
+            "E-PERMUTATIONS",
+            f"the table has {shuffling.n_perm} rows and n_perm={exchange.n_perm}",
+            rule="a table that is supplied has n_perm rows, the identity first",
+            fix=f"pass n_perm={shuffling.n_perm}",
+        )
+    return shuffling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a test has found over all features."""
+
+    observed: glm.Observed
+    tally: glm.Tally
+
+
+def _run_tests(
+    features: Features, observations: Observations, tests: list[Test], *, dtype: str, max_mem: int
+) -> list[Found]:
+    threads = _count_threads()
+    problems = [
+        tasks.Problem(
+            n_obs=observations.n_obs,
+            n_feature=features.n_feature,
+            n_perm=test.shuffling.n_perm,
+            n_row=test.rows.n_row,
+            dtype=dtype,
+        )
+        for test in tests
+    ]
+    budget = max_mem // threads.per_process
+    widths = tasks.plan_features(problems[0], max_mem=budget)
+    ranges = [
+        tasks.plan_permutations(problem, n_part=len(widths), n_thread=threads.total, max_mem=budget)
+        for problem in problems
+    ]
+    found: list[list[Found]] = [[] for _ in tests]
+    # One wave at a time keeps no more feature ranges in memory than there are threads to work on them.
+    for first in range(0, len(widths), threads.total):
+        wave = widths[first : first + threads.total]
+        raw = [
+            delayed(_read_block, pure=False)(features.matrix[:, start:stop], observations.order) for start, stop in wave
+        ]
+        graph = [
+            [
+                (
+                    delayed(_observe, pure=False)(block, test.partition),
+                    delayed(_join_ranges, pure=False)(
+                        [
+                            delayed(_tally, pure=False)(
+                                block, test.partition, test.rows, test.shuffling.part(start, stop), dtype
+                            )
+                            for start, stop in here
+                        ]
+                    ),
+                )
+                for block in raw
+            ]
+            for test, here in zip(tests, ranges, strict=True)
+        ]
+        with _large_graphs(threads):
+            (computed,) = compute(graph)
+        for i_test, parts in enumerate(computed):
+            found[i_test].extend(Found(observed=observed, tally=tally) for observed, tally in parts)
+    return [_join_features(parts) for parts in found]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threads:
+    """Threads that will run the tasks, in all and in one process, and whether a cluster has them."""
+
+    total: int
+    per_process: int
+    cluster: bool
+
+
+def _count_threads() -> Threads:
+    # A client can only exist if someone has imported distributed; importing it here would cost a second.
+    distributed = sys.modules.get("distributed")
+    if distributed is not None and dask.config.get("scheduler", None) in (None, "dask.distributed", "distributed"):
+        try:
+            n_threads = list(distributed.default_client().nthreads().values())
+        except ValueError:
+            pass
+        else:
+            return Threads(total=max(1, sum(n_threads)), per_process=max([1, *n_threads]), cluster=True)
+    if dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded"):
+        return Threads(total=1, per_process=1, cluster=False)
+    n_thread = int(dask.config.get("num_workers", None) or CPU_COUNT)
+    return Threads(total=n_thread, per_process=n_thread, cluster=False)
+
+
+def _large_graphs(threads: Threads) -> AbstractContextManager[object]:
+    """Allow blocks of data inside the graph: scattered ones would be lost with the worker that holds them."""
+    if not threads.cluster:
+        # Setting a key of distributed before distributed is imported would hide its other defaults from it.
+        return nullcontext()
+    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "100GB"})
+
+
+def _read_block(block: npt.NDArray[np.generic], order: npt.NDArray[np.intp]) -> npt.NDArray[np.generic]:
+    return np.ascontiguousarray(np.asarray(block)[order])
+
+
+def _observe(block: npt.NDArray[np.floating], partition: glm.Partition) -> glm.Observed:
+    with single_thread():
+        return glm.observe_blocks(block, partition)
+
+
+def _tally(
+    block: npt.NDArray[np.floating], partition: glm.Partition, rows: glm.Rows, part: Relabelling, dtype: str
+) -> glm.Tally:
+    with single_thread():
+        return glm.tally(block, partition, rows, part, dtype)
+
+
+def _join_ranges(parts: list[glm.Tally]) -> glm.Tally:
+    return glm.Tally(
+        highest=np.concatenate([part.highest for part in parts]),
+        lowest=np.concatenate([part.lowest for part in parts]),
+        n_above=np.sum([part.n_above for part in parts], axis=0),
+        n_below=np.sum([part.n_below for part in parts], axis=0),
+        n_beyond=np.sum([part.n_beyond for part in parts], axis=0),
+    )
+
+
+def _join_features(parts: list[Found]) -> Found:
+    tallies = [part.tally for part in parts]
+    return Found(
+        observed=glm.join_observed([part.observed for part in parts]),
+        tally=glm.Tally(
+            highest=np.max([part.highest for part in tallies], axis=0),
+            lowest=np.min([part.lowest for part in tallies], axis=0),
+            n_above=np.concatenate([part.n_above for part in tallies]),
+            n_below=np.concatenate([part.n_below for part in tallies]),
+            n_beyond=np.concatenate([part.n_beyond for part in tallies]),
+        ),
+    )
+
+
+def _read_result(test: Test, found: Found, alternative: Alternative, dtype: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the numbers of one contrast: per feature, per tail and feature, or per permutation."""
+    observed, tally, partition = found.observed, found.tally, test.partition
+    if (observed.excluded != 0).all():
+        raise DesignError(
+            "E-NO-FEATURES",
+            f"{observed.excluded.size} feature(s): {int((observed.excluded == 1).sum())} with missing values, "
+            f"{int((observed.excluded == 2).sum())} without variance",
+            where=test.name,
+            rule="at least one feature varies and is known for every observation",
+        )
+    n_perm = test.shuffling.n_perm
+    above, below, beyond = glm.bounds(observed.u, dof=partition.dof, tie_rtol=glm.TIE_RTOL[dtype])
+    highest = np.concatenate([[np.nanmax(observed.u)], tally.highest])
+    lowest = np.concatenate([[np.nanmin(observed.u)], tally.lowest])
+    tails = {
+        "two-sided": (tally.n_beyond, np.maximum(highest, -lowest), beyond),
+        "greater": (tally.n_above, highest, above),
+        "less": (tally.n_below, -lowest, -below),
+    }
+    if test.stat_kind == "F":
+        tails = dict.fromkeys(("two-sided", "greater"), tails["greater"])
+    p_unc = np.full((len(TAILS), observed.u.size), np.nan)
+    p_fwe = np.full((len(TAILS), observed.u.size), np.nan)
+    tested = observed.excluded == 0
+    for i_tail, tail in enumerate(TAILS):
+        if tail in tails:
+            counts, null, limits = tails[tail]
+            p_unc[i_tail, tested] = (1 + counts[tested]) / n_perm
+            p_fwe[i_tail, tested] = multiple_testing.count_at_least(null, limits[tested]) / n_perm
+
+    shown = "two-sided" if test.stat_kind == "F" else alternative
+    i_shown = TAILS.index(shown)
+    rank, dof = partition.rank, partition.dof
+    return {
+        "effect": observed.effect,
+        "stat": observed.stat,
+        "dof": np.where(tested, float(dof), np.nan),
+        "zstat": glm.t_to_z(observed.stat, dof) if rank == 1 else glm.f_to_z(observed.stat, rank, dof),
+        "cohen_d": observed.cohen_d,
+        "partial_r": observed.u if rank == 1 else np.sqrt(observed.u),
+        "p_unc": p_unc[i_shown],
+        "p_fwe": p_fwe[i_shown],
+        "p_fdr": multiple_testing.adjust_benjamini_hochberg(p_unc[i_shown]),
+        "p_unc_tails": p_unc,
+        "p_fwe_tails": p_fwe,
+        "excluded": observed.excluded,
+        "max_stat": glm.statistic_of_u(tails[shown][1], rank=rank, dof=dof),
+    }
+
+
+def _label_results(
+    results: list[dict[str, npt.NDArray[Any]]], tests: list[Test], features: Features, observations: Observations
+) -> xr.Dataset:
+    shape = features.data.shape[1:]
+    dims = tuple(map(str, features.data.dims[1:]))
+    coords = {name: coord for name, coord in features.data.coords.items() if DIM not in coord.dims}
+    n_perm = max(test.shuffling.n_perm for test in tests)
+    variables: dict[str, Any] = {}
+    for name in results[0]:
+        if name == "max_stat":
+            padded = [np.pad(r[name], (0, n_perm - r[name].size), constant_values=np.nan) for r in results]
+            variables[name] = (("permutation", "contrast"), np.stack(padded, axis=1))
+        elif name.endswith("_tails"):
+            stacked = np.stack([r[name].reshape(len(TAILS), *shape) for r in results], axis=1)
+            variables[name] = (("tail", "contrast", *dims), stacked)
+        else:
+            variables[name] = (("contrast", *dims), np.stack([r[name].reshape(shape) for r in results]))
+    variables |= _label_tables(tests, n_perm, observations.n_obs)
+    along = {
+        "stat_kind": [test.stat_kind for test in tests],
+        "shuffling": [test.kind for test in tests],
+        "n_permutations": [test.shuffling.n_perm for test in tests],
+        "n_distinct": [float(test.shuffling.n_distinct) for test in tests],
+        "exhaustive": [test.shuffling.exhaustive for test in tests],
+        "table_sha256": [test.shuffling.sha256 for test in tests],
+    }
+    return xr.Dataset(
+        variables,
+        coords={
+            **coords,
+            "contrast": [test.name for test in tests],
+            "tail": list(TAILS),
+            DIM: list(observations.ids),
+            **{name: ("contrast", values) for name, values in along.items()},
+        },
+    )
+
+
+def _label_tables(tests: list[Test], n_perm: int, n_obs: int) -> dict[str, Any]:
+    dims = ("contrast", "permutation", DIM)
+    small = np.int16 if n_obs <= np.iinfo(np.int16).max else np.int32
+    table = np.full((len(tests), n_perm, n_obs), -1, dtype=small)
+    for i_test, test in enumerate(tests):
+        table[i_test, : test.shuffling.n_perm] = test.shuffling.permutations
+    tables: dict[str, Any] = {"permutation_table": (dims, table)}
+    if any(test.shuffling.signs is not None for test in tests):
+        flips = np.zeros((len(tests), n_perm, n_obs), dtype=np.int8)
+        for i_test, test in enumerate(tests):
+            flips[i_test, : test.shuffling.n_perm] = 1 if test.shuffling.signs is None else test.shuffling.signs
+        tables["sign_table"] = (dims, flips)
+    return tables

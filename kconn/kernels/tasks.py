@@ -1,0 +1,78 @@
+"""How a permutation test is cut into tasks: integers in, ranges out. No cut changes a bit of the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from kconn.errors import ResourceError
+from kconn.kernels.glm import FEATURE_BLOCK, plan_permutation_block
+
+Range = tuple[int, int]
+
+#: Floating-point operations of a task of about 0.2 seconds on one core: below it, scheduling costs show.
+TASK_FLOPS: Final = {"float64": 8e9, "float32": 16e9}
+#: A task is at most this many times longer, so that a lost worker costs seconds and a cancelled run stops soon.
+MAX_TASK_FACTOR: Final = 25
+#: Tasks per worker thread that even out unequal speeds.
+TASKS_PER_THREAD: Final = 4
+ITEMSIZE: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """The size of one contrast's test."""
+
+    n_obs: int
+    n_feature: int
+    n_perm: int
+    n_row: int
+    dtype: str
+
+    @property
+    def flops(self) -> float:
+        """Operations of all products."""
+        return 2.0 * self.n_obs * self.n_row * self.n_feature * self.n_perm
+
+
+def plan_features(problem: Problem, *, max_mem: int) -> list[Range]:
+    """Return the feature ranges, each a whole number of canonical blocks that fits into ``max_mem`` bytes.
+
+    Raises
+    ------
+    ResourceError
+        Code ``E-MEM`` if one canonical block does not fit.
+    """
+    # The data as read and in float64, and as much again for the other tasks that wait on the same thread.
+    column = 4 * ITEMSIZE * problem.n_obs
+    scratch = 6 * FEATURE_BLOCK * ITEMSIZE * problem.n_obs
+    n_block = (max_mem // 2 - scratch) // (column * FEATURE_BLOCK)
+    if n_block < 1:
+        raise ResourceError(
+            "E-MEM",
+            f"max_mem={max_mem} bytes per thread is too small for {problem.n_obs} observations",
+            rule=f"one block of {FEATURE_BLOCK} features needs {2 * (scratch + column * FEATURE_BLOCK)} bytes",
+            fix="raise max_mem",
+        )
+    return _cut(problem.n_feature, n_block * FEATURE_BLOCK)
+
+
+def plan_permutations(problem: Problem, *, n_part: int, n_thread: int, max_mem: int) -> list[Range]:
+    """Return the ranges of the table (row 0, the identity, left out) that each feature range is tested against."""
+    n_row = problem.n_perm - 1
+    n_block = plan_permutation_block(problem.n_row)
+    unit = TASK_FLOPS[problem.dtype]
+    most = max(1, int(problem.flops / unit))
+    wanted = max(TASKS_PER_THREAD * n_thread, int(problem.flops / (unit * MAX_TASK_FACTOR)))
+    n_task = min(most, wanted)
+    if n_task > n_thread:
+        n_task -= n_task % n_thread
+    size = -(-n_row // max(1, n_task // n_part))
+    fits = max(n_block, (max_mem // 4) // (problem.n_row * problem.n_obs * ITEMSIZE))
+    size = min(size, fits)
+    size = max(n_block, -(-size // n_block) * n_block)
+    return [(1 + start, 1 + stop) for start, stop in _cut(n_row, size)]
+
+
+def _cut(n: int, size: int) -> list[Range]:
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
