@@ -425,8 +425,8 @@ def _apply(
     series, coverage = finish(parts, frames, delayed(rule, traverse=False))
     n_node = members.n_voxel.size
     return (
-        da.from_delayed(series, (n_node, x.shape[1]), dtype=np.float64),  # type: ignore[no-untyped-call]  # dask
-        da.from_delayed(coverage, (n_node,), dtype=np.float64),  # type: ignore[no-untyped-call]  # dask
+        da.from_delayed(series, (n_node, x.shape[1]), dtype=np.float64),
+        da.from_delayed(coverage, (n_node,), dtype=np.float64),
     )
 
 

@@ -94,10 +94,10 @@ def _apply(ts: xr.DataArray, x: xr.DataArray, kept: xr.DataArray) -> Any:
     map_block = delayed(_map_block)
     sizes = [min(block, x.shape[0] - i) for i in range(0, x.shape[0], block)]
     maps = [
-        da.from_delayed(map_block(series, b, frames), (ts.shape[0], n), dtype=np.float32)  # type: ignore[no-untyped-call]  # dask
+        da.from_delayed(map_block(series, b, frames), (ts.shape[0], n), dtype=np.float32)
         for b, n in zip(blocks, sizes, strict=True)
     ]
-    return da.concatenate(maps, axis=1)  # type: ignore[no-untyped-call]  # dask
+    return da.concatenate(maps, axis=1)
 
 
 def _map_block(seeds: npt.NDArray[Any], x: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -1,0 +1,135 @@
+"""The cohort cube: rows by id, nodes by name, nothing silently put together that differs."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from kconn.cohort import assemble, average_runs, group_mean, list_missing, node_names, ward_order
+from kconn.errors import InputError, SchemaError
+from kconn.kernels.netmats import pack_edges
+from kconn.netmats import estimate_netmats, fisher_z
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+def netmat(seed, *, names=NAMES, kind="corr", dead=()):
+    x = np.random.default_rng(seed).normal(size=(len(names), 40))
+    x[[names.index(name) for name in dead]] = 1
+    ds = xr.Dataset(
+        {"timeseries": (("node", "time"), x)},
+        coords={"node": list(names), "time": np.arange(40.0)},
+        attrs={"where": f"sub-{seed:02d}/ses-1/run-1"},
+    )
+    return fisher_z(estimate_netmats(ds, kind=kind, rho=0.1 if kind == "ridgep" else None))
+
+
+def test_average_runs__is_the_plain_mean():
+    out = average_runs([netmat(1), netmat(2), netmat(3)])
+    expected = np.mean([netmat(i)["netmat"] for i in (1, 2, 3)], axis=0)
+    np.testing.assert_allclose(out["netmat"], expected)
+    assert (out["n_run"] == 3).all()
+    assert out["netmat"].attrs == netmat(1)["netmat"].attrs
+    np.testing.assert_array_equal(node_names(out), NAMES)
+
+
+def test_average_runs__passes_over_dead_nodes_of_one_run():
+    out = average_runs([netmat(1), netmat(2, dead=("c",))])
+    of_c = (out["node_i"] == "c") | (out["node_j"] == "c")
+    np.testing.assert_array_equal(out["n_run"], np.where(of_c, 1, 2))
+    np.testing.assert_array_equal(out["netmat"][of_c], netmat(1)["netmat"][of_c])
+    both = average_runs([netmat(1, dead=("c",)), netmat(2, dead=("c",))])
+    np.testing.assert_array_equal(np.isnan(both["netmat"]), of_c)
+
+
+def test_average_runs__is_lazy():
+    runs = [netmat(1), netmat(2)]
+    lazy = average_runs([run.chunk() for run in runs])
+    assert lazy["netmat"].chunks is not None
+    np.testing.assert_array_equal(lazy["netmat"], average_runs(runs)["netmat"])
+
+
+def test_assemble__sorts_by_id():
+    rows = [("sub-10", "ses-1", netmat(3)), ("sub-02", "ses-2", netmat(2)), ("sub-02", "ses-1", netmat(1))]
+    out = assemble(rows)
+    assert out["observation"].to_numpy().tolist() == ["sub-02_ses-1", "sub-02_ses-2", "sub-10_ses-1"]
+    assert out["subject"].to_numpy().tolist() == ["sub-02", "sub-02", "sub-10"]
+    assert out["session"].to_numpy().tolist() == ["ses-1", "ses-2", "ses-1"]
+    np.testing.assert_array_equal(out["netmat"], np.stack([netmat(i)["netmat"] for i in (1, 2, 3)]))
+    assert out["netmat"].dims == ("observation", "edge")
+    xr.testing.assert_identical(out, assemble(rows[::-1]))
+
+
+def test_assemble__without_sessions():
+    assert assemble([("sub-1", "", netmat(1))])["observation"].to_numpy().tolist() == ["sub-1"]
+
+
+def test_assemble__joins_nodes_by_name():
+    x = np.random.default_rng(0).normal(size=(5, 40))
+    order = [4, 1, 0, 3, 2]
+    datasets = [
+        fisher_z(
+            estimate_netmats(
+                xr.Dataset(
+                    {"timeseries": (("node", "time"), x[rows])},
+                    coords={"node": [NAMES[i] for i in rows], "time": np.arange(40.0)},
+                ),
+                kind="corr",
+            )
+        )
+        for rows in (list(range(5)), order)
+    ]
+    out = assemble([("sub-1", "", datasets[0]), ("sub-2", "", datasets[1])])
+    np.testing.assert_allclose(out["netmat"][0], out["netmat"][1], rtol=1e-12)
+
+
+def test_assemble__counts_and_lists_what_is_missing():
+    out = assemble([("sub-1", "", netmat(1)), ("sub-2", "", netmat(2, dead=("b", "e")))])
+    of_dead = out["node_i"].isin(["b", "e"]) | out["node_j"].isin(["b", "e"])
+    np.testing.assert_array_equal(out["n_missing"], of_dead)
+    assert list_missing(out) == {"b": ("sub-2",), "e": ("sub-2",)}
+
+
+@pytest.mark.parametrize("subjects", [("sub-1", "sub-1"), ("sub-a", "sub-A")])
+def test_assemble__refuses_duplicates(subjects):
+    with pytest.raises(InputError, match="E-ID-DUPLICATE"):
+        assemble([(subject, "ses-1", netmat(i)) for i, subject in enumerate(subjects)])
+
+
+def test_assemble__refuses_other_nodes():
+    rows = [("sub-1", "", netmat(1)), ("sub-2", "", netmat(2, names=("a", "b", "c", "d", "z")))]
+    with pytest.raises(InputError, match=r"E-NODES \[sub-2\].*'e', 'z' are in one"):
+        assemble(rows)
+    with pytest.raises(InputError, match=r"E-NODES \[sub-2\].*'e' is in one"):
+        assemble([rows[0], ("sub-2", "", netmat(2, names=("a", "b", "c", "d")))])
+
+
+def test_assemble__refuses_other_kinds():
+    with pytest.raises(SchemaError, match=r"E-SCHEMA \[sub-2\].*ridgep"):
+        assemble([("sub-1", "", netmat(1)), ("sub-2", "", netmat(2, kind="ridgep"))])
+
+
+def test_assemble__refuses_nothing_and_stacks():
+    with pytest.raises(InputError, match=r"E-NODES.*at least one"):
+        assemble([])
+    cube = assemble([("sub-1", "", netmat(1))])
+    with pytest.raises(SchemaError, match=r"E-SCHEMA \[sub-1\].*dims"):
+        assemble([("sub-1", "", cube)])
+
+
+def test_group_mean__passes_over_what_is_missing():
+    out = group_mean(assemble([("sub-1", "", netmat(1)), ("sub-2", "", netmat(2, dead=("a",)))]))
+    of_a = (out["node_i"] == "a").to_numpy()
+    np.testing.assert_array_equal(out["netmat"][of_a], netmat(1)["netmat"][of_a])
+    np.testing.assert_array_equal(node_names(out), NAMES)
+
+
+def test_ward_order__orders_the_nodes():
+    matrix = np.full((5, 5), 0.1)
+    matrix[np.ix_([0, 2, 4], [0, 2, 4])] = 0.9
+    ds = xr.Dataset(
+        {"netmat": ("edge", pack_edges(matrix))},
+        coords={"node_i": ("edge", [""] * 10), "node_j": ("edge", [""] * 10)},
+    )
+    order = ward_order(ds).tolist()
+    assert sorted(order) == [0, 1, 2, 3, 4]
+    assert set(order[:3]) == {0, 2, 4} or set(order[-3:]) == {0, 2, 4}
