@@ -134,8 +134,7 @@ def read_sidecar_t_r(path: Path, *, where: str = "") -> float | None:
         ``E-FILE-MISSING``; ``E-SIDECAR`` if the file is no JSON object or the value is no number.
     """
     with open_stream(path, where=where, what="JSON sidecar") as stream:
-        raw = bytearray(min(stream.size_on_disk, _MAX_SIDECAR_BYTES + 1))
-        del raw[stream.fill(memoryview(raw)) :]
+        raw = stream.read_up_to(_MAX_SIDECAR_BYTES + 1)
     try:
         if len(raw) > _MAX_SIDECAR_BYTES:
             raise ValueError  # noqa: TRY301 - joins the malformed ones
@@ -319,10 +318,8 @@ def check_same_grid(
 
 
 def _read_image_header(path: Path, *, where: str, what: str) -> tuple[ImageHeader, bool]:
-    raw = bytearray(HEADER_BYTES)
     with open_stream(path, where=where, what=what) as stream:
-        del raw[stream.fill(memoryview(raw)) :]
-        return parse_header(bytes(raw), where=where, what=what), stream.is_gzip
+        return parse_header(stream.read_up_to(HEADER_BYTES), where=where, what=what), stream.is_gzip
 
 
 def _blocks(

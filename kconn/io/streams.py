@@ -59,6 +59,14 @@ class ByteStream:
             n_done += len(piece)
         return n_done
 
+    def read_up_to(self, n_bytes: int) -> bytes:
+        """Return at most ``n_bytes``, fewer only at the end of the stream."""
+        pieces: list[bytes] = []
+        while n_bytes and (piece := self._read(min(_PIECE, n_bytes))):
+            pieces.append(piece)
+            n_bytes -= len(piece)
+        return b"".join(pieces)
+
     def skip(self, n_bytes: int) -> int:
         """Read and drop at most ``n_bytes``; return how many bytes came.
 

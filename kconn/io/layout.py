@@ -1,0 +1,384 @@
+"""Where the files of a study are: every run of a folder, with the files that belong to it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from kconn.errors import InputError, StudyFileError
+from kconn.io.identifiers import canonical_label, check_distinct
+
+#: Label of the session, or of the run, where the names of the files state none.
+NO_LABEL: Final = "1"
+
+_FIELDS: Final = ("subject", "session", "run")
+_PREFIX: Final = {"subject": "sub", "session": "ses", "run": "run"}
+# Entities of BIDS that tell runs of one task apart; in this order they go into the label of the run.
+_RUN_ENTITIES: Final = ("acq", "ce", "dir", "rec")
+_BOLD: Final = re.compile(r"(?P<entities>sub-.+)_desc-preproc_bold\.nii(?:\.gz)?")
+# fMRIPrep before 1.2.
+_OLD_BOLD: Final = re.compile(r"(?P<entities>sub-.+)_bold(?P<space>(?:_space-[A-Za-z0-9]+)?)_preproc\.nii(?:\.gz)?")
+_CONFOUNDS: Final = ("_desc-confounds_timeseries.tsv", "_desc-confounds_regressors.tsv", "_bold_confounds.tsv")
+#: Space of an image whose name states none: the grid of the BOLD series itself, as fMRIPrep calls it.
+_OWN_SPACE: Final = "func"
+#: Content of DataLad datasets lies behind links into this folder.
+_ANNEX: Final = (".git", "annex", "objects")
+_FIELD: Final = re.compile(r"\{(\w*)\}|(\*)|(\?)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run and the files that belong to it; a path is None where there is no such file."""
+
+    subject: str
+    session: str
+    run: str
+    bold: Path | None = None
+    timeseries: Path | None = None
+    mask: Path | None = None
+    confounds: Path | None = None
+    sidecar: Path | None = None
+    fd: Path | None = None
+    task: str | None = None
+    space: str | None = None
+
+    @property
+    def where(self) -> str:
+        """Place of the run in messages and in the store, as ``sub-01/ses-1/run-1``."""
+        return f"sub-{self.subject}/ses-{self.session}/run-{self.run}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Preproc:
+    """A preprocessed image as its name describes it."""
+
+    path: Path
+    entities: dict[str, str]
+    is_old: bool
+
+
+def find_runs_fmriprep(
+    root: Path, *, task: str | None = None, space: str | None = None, res: str | None = None
+) -> list[Run]:
+    """Find the preprocessed BOLD runs below a folder of fMRIPrep derivatives, of any version since 1.0.
+
+    A file without session or run gets the label ``"1"``. A run number loses leading zeros, and ``acq``, ``ce``, ``dir``
+    and ``rec`` are written before it: ``dir-AP_run-1`` is ``AP1``. Single echoes are left out.
+
+    Parameters
+    ----------
+    root
+        Folder of the derivatives.
+    task
+        Task label, needed if there are several.
+    space
+        Output space as in the file names, needed if there are several; ``func`` for images whose name states none.
+    res
+        Resolution label, needed if the space has several.
+
+    Returns
+    -------
+    Runs sorted by subject, session and run.
+
+    Raises
+    ------
+    InputError
+        ``E-NO-RUNS`` saying what was found; ``E-AMBIGUOUS`` if tasks, spaces or resolutions are several and none was
+        chosen; ``E-ID``; ``E-ID-DUPLICATE`` if two files claim one run; ``E-FILE-MISSING`` if the folder does not
+        exist or a file lies outside it.
+    """
+    root = _check_root(root)
+    images = [image for path in _find_images(root) if (image := _parse_bold(path)) and "echo" not in image.entities]
+    if not images:
+        raise _no_runs(f"no *_desc-preproc_bold.nii.gz was found; the folder holds {_endings(root)}")
+    for key, chosen, default in (("task", task, None), ("space", space, _OWN_SPACE), ("res", res, "")):
+        images = _choose(images, key, chosen, default=default)
+    runs = [_to_run(image, root) for image in images]
+    _check_runs(runs)
+    return sorted(runs, key=lambda run: (run.subject, run.session, run.run))
+
+
+def find_runs_tables(
+    root: Path, *, pattern: str, fd_pattern: str | None = None, confounds_pattern: str | None = None
+) -> list[Run]:
+    """Find node series in text files whose paths follow a pattern.
+
+    Parameters
+    ----------
+    root
+        Folder that the patterns start from.
+    pattern
+        Path below ``root`` with ``{subject}`` and, where there are several, ``{session}`` and ``{run}``; ``*`` and
+        ``?`` stand for any characters but a slash. A field that occurs twice must have the same label twice.
+        A session or run that the pattern does not state is ``"1"``.
+    fd_pattern, confounds_pattern
+        Paths below ``root`` of framewise displacement and confounds, with the same fields.
+
+    Returns
+    -------
+    Runs sorted by subject, session and run.
+
+    Raises
+    ------
+    InputError
+        ``E-NO-RUNS``; ``E-ID`` if a file fits the pattern but for a malformed label, or repeats a field with another
+        label; ``E-ID-DUPLICATE`` if two files claim one run; ``E-FILE-MISSING`` if the folder, or a file that
+        ``fd_pattern`` or ``confounds_pattern`` describes, does not exist or lies outside the folder; ``E-AMBIGUOUS``
+        if several fit.
+    StudyFileError
+        ``E-STUDY-VALUE`` for a pattern without ``{subject}``, with unknown fields, or leading out of ``root``.
+    """
+    root = _check_root(root)
+    _check_pattern(pattern)
+    strict, loose = _compile_strict(pattern), _compile_loose(pattern)
+    runs = []
+    for path in _find_files(root, _to_glob(pattern)):
+        name = path.relative_to(root).as_posix()
+        match = strict.fullmatch(name)
+        if match is None:
+            _refuse_near_miss(loose.fullmatch(name), pattern)
+            continue
+        labels = {key: canonical_label(text, prefix=_PREFIX[key]) for key, text in match.groupdict().items()}
+        run = Run(
+            subject=labels["subject"],
+            session=labels.get("session", NO_LABEL),
+            run=labels.get("run", NO_LABEL),
+            timeseries=_inside(path, root),
+        )
+        found = match.groupdict()
+        runs.append(
+            _with_tables(
+                run,
+                fd=_find_one(root, fd_pattern, found, what="framewise displacement", where=run.where),
+                confounds=_find_one(root, confounds_pattern, found, what="confound table", where=run.where),
+            )
+        )
+    if not runs:
+        raise _no_runs(f"no file fits the pattern {pattern!r}; the folder holds {_endings(root)}")
+    _check_runs(runs)
+    return sorted(runs, key=lambda run: (run.subject, run.session, run.run))
+
+
+def _with_tables(run: Run, *, fd: Path | None, confounds: Path | None) -> Run:
+    return Run(
+        subject=run.subject,
+        session=run.session,
+        run=run.run,
+        timeseries=run.timeseries,
+        fd=fd,
+        confounds=confounds,
+    )
+
+
+def _check_root(root: Path) -> Path:
+    if not root.is_dir():
+        raise InputError(
+            "E-FILE-MISSING",
+            "the folder of the inputs does not exist, or is no folder",
+            rule="inputs.root is a folder",
+            fix="correct inputs.root in the study file",
+        )
+    return root.resolve()
+
+
+def _find_images(root: Path) -> Iterator[Path]:
+    """Yield the images of subjects, sorted, wherever below ``sub-*`` (or beside it) they lie."""
+    for path in sorted(root.glob("sub-*")):
+        yield from sorted(path.rglob("sub-*.nii*")) if path.is_dir() else (path,)
+
+
+def _find_files(root: Path, glob: str) -> list[Path]:
+    # A broken link counts as a file: reading it tells how to fetch its content.
+    return [path for path in sorted(root.glob(glob)) if path.is_file() or path.is_symlink()]
+
+
+def _inside(path: Path, root: Path) -> Path:
+    """Return ``path`` if it leads to a place below ``root`` or into a DataLad annex."""
+    target = path.resolve()
+    parts = target.parts
+    in_annex = any(parts[i : i + 3] == _ANNEX for i in range(len(parts) - 2))
+    if not target.is_relative_to(root) and not in_annex:
+        raise InputError(
+            "E-FILE-MISSING",
+            f"{path.relative_to(root).as_posix()!r} is a link out of the folder of the inputs",
+            rule="every input lies below inputs.root (or in the annex of its DataLad dataset)",
+            fix="copy the file there, or choose a root that holds both",
+        )
+    return path
+
+
+def _parse_bold(path: Path) -> _Preproc | None:
+    match = _BOLD.fullmatch(path.name) or _OLD_BOLD.fullmatch(path.name)
+    if match is None:
+        return None
+    pairs = (match["entities"] + match.groupdict().get("space", "")).split("_")
+    entities = dict(pair.partition("-")[::2] for pair in pairs)
+    return _Preproc(path=path, entities=entities, is_old="space" in match.groupdict())
+
+
+def _choose(images: list[_Preproc], key: str, chosen: str | None, *, default: str | None) -> list[_Preproc]:
+    found = Counter(image.entities.get(key, default or "") for image in images)
+    if chosen is None and len(found) > 1:
+        raise InputError(
+            "E-AMBIGUOUS",
+            f"there are {len(found)} labels of '{key}': {_listed(found)}",
+            rule="runs of one study have one task, space and resolution",
+            fix=f"state inputs.{key} in the study file",
+        )
+    kept = [image for image in images if chosen is None or image.entities.get(key, default or "") == chosen]
+    if kept:
+        return kept
+    raise _no_runs(f"no preprocessed BOLD image has {key}-{chosen}; there are {_listed(found)}")
+
+
+def _listed(found: Counter[str]) -> str:
+    return ", ".join(f"{label or 'none'} ({n} files)" for label, n in sorted(found.items()))
+
+
+def _no_runs(problem: str) -> InputError:
+    return InputError(
+        "E-NO-RUNS",
+        problem,
+        rule="at least one run fits layout, task, space and pattern",
+        fix="correct [inputs] in the study file",
+    )
+
+
+def _endings(root: Path) -> str:
+    """Return which kinds of files a folder holds, most frequent first; endings only, names may identify a person."""
+    kinds = Counter("".join(path.suffixes[-2:]) or "without ending" for path in root.rglob("*") if path.is_file())
+    return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)) or "no file"
+
+
+def _to_run(image: _Preproc, root: Path) -> Run:
+    entities, name = image.entities, image.path.name
+    bold = _inside(image.path, root)
+    number = entities.get("run")
+    extra = "".join(canonical_label(entities[key], prefix=key) for key in _RUN_ENTITIES if key in entities)
+    if number is not None:
+        number = canonical_label(number, prefix="run")
+        number = str(int(number)) if number.isdigit() else number
+    stem = _stem(entities)
+    ending = ".nii.gz" if name.endswith(".gz") else ".nii"
+    mask = (
+        name.replace("_preproc.", "_brainmask.")
+        if image.is_old
+        else name.replace("_desc-preproc_bold", "_desc-brain_mask")
+    )
+    return Run(
+        subject=canonical_label(entities["sub"], prefix="sub"),
+        session=canonical_label(entities.get("ses", NO_LABEL), prefix="ses"),
+        run=(extra + (number or "")) or NO_LABEL,
+        bold=bold,
+        mask=_beside(image.path, root, [mask]),
+        confounds=_beside(image.path, root, [stem + suffix for suffix in _CONFOUNDS]),
+        sidecar=_beside(image.path, root, [name.removesuffix(ending) + ".json"]),
+        task=entities.get("task"),
+        space=entities.get("space", _OWN_SPACE),
+    )
+
+
+def _stem(entities: dict[str, str]) -> str:
+    """Return the name that all files of a run share: its entities without those of one image."""
+    return "_".join(f"{key}-{label}" for key, label in entities.items() if key not in {"space", "res", "den", "desc"})
+
+
+def _beside(path: Path, root: Path, names: Iterable[str]) -> Path | None:
+    return next((_inside(other, root) for name in names if (other := path.with_name(name)).exists()), None)
+
+
+def _check_runs(runs: list[Run]) -> None:
+    check_distinct(((f"file {i + 1}", run.where) for i, run in enumerate(runs)), what="files")
+    subjects = sorted({run.subject for run in runs})
+    check_distinct(((label, label) for label in subjects), what="spellings")
+    sessions = sorted({(run.subject, run.session) for run in runs})
+    check_distinct(((pair, f"sub-{pair[0]}/ses-{pair[1]}") for pair in sessions), what="spellings")
+
+
+def _check_pattern(pattern: str) -> None:
+    fields = {match[1] for match in _FIELD.finditer(pattern)} - {None}
+    is_outside = pattern.startswith("/") or ".." in PurePosixPath(pattern).parts or bool({"\\", "\0"} & set(pattern))
+    if is_outside or "subject" not in fields or fields - set(_FIELDS) or "**" in pattern:
+        raise StudyFileError(
+            "E-STUDY-VALUE",
+            f"the pattern is {pattern!r}",
+            rule="a path below inputs.root with {subject}, optionally {session} and {run}, and * or ? as wildcards",
+            fix="correct the pattern in the study file, as in 'sub-{subject}/ses-{session}_series.tsv'",
+        )
+
+
+def _compile_strict(pattern: str) -> re.Pattern[str]:
+    """Return the pattern with one group per field, and back references where a field repeats."""
+    seen: set[str] = set()
+
+    def group(field: str) -> str:
+        if field in seen:
+            return f"(?P={field})"
+        seen.add(field)
+        return f"(?P<{field}>(?:{_PREFIX[field]}-)?[A-Za-z0-9]+)"
+
+    return _compile(pattern, group)
+
+
+def _compile_loose(pattern: str) -> re.Pattern[str]:
+    """Return the pattern with a group of any text for every field, named ``field_0``, ``field_1``, ..."""
+    counts: Counter[str] = Counter()
+
+    def group(field: str) -> str:
+        counts[field] += 1
+        return f"(?P<{field}_{counts[field]}>[^/]+?)"
+
+    return _compile(pattern, group)
+
+
+def _compile(pattern: str, group: Callable[[str], str]) -> re.Pattern[str]:
+    expression, end = "", 0
+    for match in _FIELD.finditer(pattern):
+        wildcard = "[^/]*" if match[2] else "[^/]"
+        expression += re.escape(pattern[end : match.start()]) + (wildcard if match[1] is None else group(match[1]))
+        end = match.end()
+    return re.compile(expression + re.escape(pattern[end:]))
+
+
+def _to_glob(pattern: str) -> str:
+    return re.sub(r"\*+", "*", re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]")))
+
+
+def _refuse_near_miss(match: re.Match[str] | None, pattern: str) -> None:
+    """Refuse a file that would fit the pattern but for its labels: left out in silence it would be missed by nobody."""
+    if match is None:
+        return
+    where = f"pattern {pattern!r}"
+    labels: dict[str, str] = {}
+    for key, text in match.groupdict().items():
+        field = key.partition("_")[0]
+        label = canonical_label(text, prefix=_PREFIX[field], where=where)
+        if labels.setdefault(field, label) != label:
+            raise InputError(
+                "E-ID",
+                f"one path states two labels of {field}: {labels[field]!r} and {label!r}",
+                where=where,
+                rule="a field that occurs twice in the pattern has the same label twice",
+                fix="rename the file, or move it out of the folder",
+            )
+
+
+def _find_one(root: Path, pattern: str | None, labels: dict[str, str], *, what: str, where: str) -> Path | None:
+    if pattern is None:
+        return None
+    _check_pattern(pattern)
+    filled = _FIELD.sub(lambda match: match[0] if match[1] is None else labels.get(match[1], "*"), pattern)
+    paths = _find_files(root, _to_glob(filled))
+    if len(paths) == 1:
+        return _inside(paths[0], root)
+    raise InputError(
+        "E-AMBIGUOUS" if paths else "E-FILE-MISSING",
+        f"{len(paths)} files fit {filled!r} for the {what} of this run",
+        where=where,
+        rule="exactly one file per run",
+        fix="correct the pattern in the study file, or add the file",
+    )

@@ -1,0 +1,219 @@
+"""Runs found in folders of every naming that fMRIPrep had, and in folders of tables."""
+
+import pytest
+
+from kconn.errors import KconnError
+from kconn.io.layout import Run, find_runs_fmriprep, find_runs_tables
+
+NEW = "_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def refused(function, *args, **kwargs):
+    with pytest.raises(KconnError) as caught:
+        function(*args, **kwargs)
+    assert caught.value.rule
+    assert caught.value.fix
+    return caught.value
+
+
+def names(run):
+    paths = {key: getattr(run, key) for key in ("bold", "mask", "confounds", "sidecar", "timeseries", "fd")}
+    return {key: path.name for key, path in paths.items() if path is not None}
+
+
+@pytest.mark.parametrize("confounds", ["desc-confounds_timeseries", "desc-confounds_regressors", "bold_confounds"])
+def test_find_runs_fmriprep__finds_the_files_of_a_run(tmp_path, confounds):
+    stem = "sub-02/ses-1/func/sub-02_ses-1_task-rest_run-01"
+    space = "_space-MNI152NLin2009cAsym_res-2"
+    touch(
+        tmp_path,
+        f"{stem}{space}_desc-preproc_bold.nii.gz",
+        f"{stem}{space}_desc-preproc_bold.json",
+        f"{stem}{space}_desc-brain_mask.nii.gz",
+        f"{stem}_{confounds}.tsv",
+        f"{stem}_space-fsLR_den-91k_bold.dtseries.nii",
+        "sub-02/ses-1/func/sub-02_ses-1_task-rest_run-01_space-T1w_desc-aseg_dseg.nii.gz",
+        "sub-02/figures/sub-02_task-rest_desc-carpet_bold.svg",
+        "sub-02.html",
+    )
+    (run,) = find_runs_fmriprep(tmp_path)
+    assert (run.subject, run.session, run.run, run.task) == ("02", "1", "1", "rest")
+    assert run.space == "MNI152NLin2009cAsym"
+    assert run.where == "sub-02/ses-1/run-1"
+    assert names(run) == {
+        "bold": f"sub-02_ses-1_task-rest_run-01{space}_desc-preproc_bold.nii.gz",
+        "sidecar": f"sub-02_ses-1_task-rest_run-01{space}_desc-preproc_bold.json",
+        "mask": f"sub-02_ses-1_task-rest_run-01{space}_desc-brain_mask.nii.gz",
+        "confounds": f"sub-02_ses-1_task-rest_run-01_{confounds}.tsv",
+    }
+
+
+def test_find_runs_fmriprep__finds_the_names_before_version_1_2(tmp_path):
+    stem = "sub-50005/func/sub-50005_task-rest_bold"
+    touch(tmp_path, f"{stem}_space-MNI_preproc.nii.gz", f"{stem}_space-MNI_brainmask.nii.gz", f"{stem}_confounds.tsv")
+    (run,) = find_runs_fmriprep(tmp_path, space="MNI")
+    assert run.where == "sub-50005/ses-1/run-1"
+    assert names(run) == {
+        "bold": "sub-50005_task-rest_bold_space-MNI_preproc.nii.gz",
+        "mask": "sub-50005_task-rest_bold_space-MNI_brainmask.nii.gz",
+        "confounds": "sub-50005_task-rest_bold_confounds.tsv",
+    }
+
+
+@pytest.mark.parametrize(
+    ("entities", "label"),
+    [
+        ("", "1"),
+        ("_run-3", "3"),
+        ("_run-03", "3"),
+        ("_dir-AP_run-1", "AP1"),
+        ("_acq-mb4_dir-PA", "mb4PA"),
+        ("_acq-mb4_dir-PA_run-2", "mb4PA2"),
+    ],
+)
+def test_find_runs_fmriprep__folds_entities_into_the_run(tmp_path, entities, label):
+    touch(tmp_path, f"sub-1/func/sub-1_task-rest{entities}{NEW}")
+    assert find_runs_fmriprep(tmp_path)[0].run == label
+
+
+def test_find_runs_fmriprep__sorts_and_leaves_out_single_echoes(tmp_path):
+    touch(
+        tmp_path,
+        *(f"sub-{s}/ses-{t}/func/sub-{s}_ses-{t}_task-rest{NEW}" for s in ("b", "a", "10") for t in (2, 1)),
+        f"sub-a/ses-1/func/sub-a_ses-1_task-rest_echo-1{NEW}",
+    )
+    runs = find_runs_fmriprep(tmp_path, task="rest")
+    assert [(run.subject, run.session) for run in runs] == [(s, t) for s in ("10", "a", "b") for t in ("1", "2")]
+
+
+@pytest.mark.parametrize(
+    ("key", "labels", "chosen"),
+    [("task", ("rest", "nback"), "rest"), ("space", ("T1w", "MNI"), "MNI"), ("res", ("1", "2"), "2")],
+)
+def test_find_runs_fmriprep__asks_where_several_fit(tmp_path, key, labels, chosen):
+    for label in labels:
+        entities = {"task": "rest", "space": "MNI", "res": "1"} | {key: label}
+        text = "_".join(f"{name}-{value}" for name, value in entities.items())
+        touch(tmp_path, f"sub-1/func/sub-1_{text}_desc-preproc_bold.nii.gz")
+    error = refused(find_runs_fmriprep, tmp_path)
+    assert error.code == "E-AMBIGUOUS"
+    assert all(label in error.problem for label in labels)
+    (run,) = find_runs_fmriprep(tmp_path, **{key: chosen})
+    assert f"{key}-{chosen}" in run.bold.name
+    error = refused(find_runs_fmriprep, tmp_path, **{key: "absent"})
+    assert error.code == "E-NO-RUNS"
+    assert all(label in error.problem for label in labels)
+
+
+def test_find_runs_fmriprep__own_space_is_func(tmp_path):
+    touch(tmp_path, "sub-1/func/sub-1_task-rest_desc-preproc_bold.nii", f"sub-1/func/sub-1_task-rest{NEW}")
+    assert refused(find_runs_fmriprep, tmp_path).code == "E-AMBIGUOUS"
+    (run,) = find_runs_fmriprep(tmp_path, space="func")
+    assert run.bold.name == "sub-1_task-rest_desc-preproc_bold.nii"
+
+
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [
+        ([], "E-NO-RUNS"),
+        (["sub-1/anat/sub-1_T1w.nii.gz"], "E-NO-RUNS"),
+        ([f"sub-1/func/sub-1_task-rest_run-1{NEW}", f"sub-1/func/sub-1_task-rest_run-01{NEW}"], "E-ID-DUPLICATE"),
+        ([f"sub-1/func/sub-1_task-rest{NEW}", f"sub-1/ses-1/func/sub-1_ses-1_task-rest{NEW}"], "E-ID-DUPLICATE"),
+        ([f"sub-A/func/sub-A_task-rest{NEW}", f"sub-a/func/sub-a_task-rest{NEW}"], "E-ID-DUPLICATE"),
+        (
+            [f"sub-A/ses-1/func/sub-A_ses-1_task-rest{NEW}", f"sub-a/ses-2/func/sub-a_ses-2_task-rest{NEW}"],
+            "E-ID-DUPLICATE",
+        ),
+        ([f"sub-1+2/func/sub-1+2_task-rest{NEW}"], "E-ID"),
+        ([f"sub-é/func/sub-é_task-rest{NEW}"], "E-ID"),
+        ([f"sub-{'1' * 65}/func/sub-{'1' * 65}_task-rest{NEW}"], "E-ID"),
+    ],
+)
+def test_find_runs_fmriprep__refuses(tmp_path, files, code):
+    touch(tmp_path, *files)
+    assert refused(find_runs_fmriprep, tmp_path).code == code
+
+
+def test_find_runs_fmriprep__refuses_links_out_of_the_folder(tmp_path):
+    touch(tmp_path, "elsewhere/bold.nii.gz", "dataset/.git/annex/objects/x/bold.nii.gz")
+    root = tmp_path / "dataset" / "derivatives"
+    link = root / f"sub-1/func/sub-1_task-rest{NEW}"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "dataset/.git/annex/objects/x/bold.nii.gz")
+    assert len(find_runs_fmriprep(root)) == 1
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere/bold.nii.gz")
+    assert refused(find_runs_fmriprep, root).code == "E-FILE-MISSING"
+    assert refused(find_runs_fmriprep, tmp_path / "nowhere").code == "E-FILE-MISSING"
+
+
+def test_find_runs_tables__matches_fields_and_wildcards(tmp_path):
+    touch(
+        tmp_path, "ts/bochum-004_pumi-0.tsv", "ts/bochum-005_pumi-1.tsv", "ts/notes.txt", "fd/FD_bochum-004_pumi-0.txt"
+    )
+    touch(tmp_path, "fd/FD_bochum-005_pumi-1.txt")
+    runs = find_runs_tables(
+        tmp_path, pattern="ts/bochum-{subject}_pumi-*.tsv", fd_pattern="fd/FD_bochum-{subject}_pumi-?.txt"
+    )
+    assert [run.where for run in runs] == ["sub-004/ses-1/run-1", "sub-005/ses-1/run-1"]
+    assert [run.fd.name for run in runs] == ["FD_bochum-004_pumi-0.txt", "FD_bochum-005_pumi-1.txt"]
+    assert all(isinstance(run, Run) and run.bold is None for run in runs)
+
+
+def test_find_runs_tables__takes_labels_with_their_prefix(tmp_path):
+    touch(tmp_path, "sub-01/ses-2/series.csv", "sub-01/ses-2/confounds.tsv")
+    (run,) = find_runs_tables(
+        tmp_path, pattern="{subject}/{session}/series.csv", confounds_pattern="{subject}/{session}/confounds.tsv"
+    )
+    assert run.where == "sub-01/ses-2/run-1"
+    assert run.confounds == (tmp_path / "sub-01/ses-2/confounds.tsv").resolve()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "code"),
+    [
+        ("ses-{session}/ts_{subject}_ses-{session}.txt", "E-ID"),
+        ("*/ts_{subject}_x-*.txt", "E-NO-RUNS"),
+        ("ses-*/ts_{subject}_ses-*.txt", "E-ID-DUPLICATE"),
+        ("ses-{session}/ts.txt", "E-STUDY-VALUE"),
+        ("ses-{session}/ts_{subject}_{visit}.txt", "E-STUDY-VALUE"),
+        ("../{subject}.txt", "E-STUDY-VALUE"),
+        ("/etc/{subject}", "E-STUDY-VALUE"),
+        ("**/{subject}.txt", "E-STUDY-VALUE"),
+        ("ses-1/ts_{subject}.txt", "E-ID"),
+    ],
+)
+def test_find_runs_tables__refuses(tmp_path, pattern, code):
+    touch(tmp_path, "ses-1/ts_001_ses-1.txt", "ses-2/ts_001_ses-2.txt", "ses-2/ts_002_ses-1.txt")
+    assert refused(find_runs_tables, tmp_path, pattern=pattern).code == code
+
+
+def test_find_runs_tables__refuses_none_or_several_companions(tmp_path):
+    touch(tmp_path, "ts_1.txt", "fd_1_a.txt", "fd_1_b.txt")
+    assert refused(find_runs_tables, tmp_path, pattern="ts_{subject}.txt", fd_pattern="x_{subject}").code == (
+        "E-FILE-MISSING"
+    )
+    assert refused(find_runs_tables, tmp_path, pattern="ts_{subject}.txt", fd_pattern="fd_{subject}_*.txt").code == (
+        "E-AMBIGUOUS"
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern", "n_runs", "first"),
+    [
+        ("rpn_bochum", "regional_timeseries/bochum-{subject}_pumi-*.tsv", 41, "sub-004/ses-1/run-1"),
+        ("hcp12_dk70", "{subject}/rfMRI_{session}_{run}_BOLD.csv", 12, "sub-000/ses-REST1/run-LR"),
+        ("stages8", "ses-{session}/ts_sub-{subject}_ses-{session}.txt", 16, "sub-001/ses-1/run-1"),
+    ],
+)
+def test_find_runs_tables__real_folders(shared_data, folder, pattern, n_runs, first):
+    runs = find_runs_tables(shared_data / folder, pattern=pattern)
+    assert len(runs) == n_runs
+    assert runs[0].where == first
