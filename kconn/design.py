@@ -49,6 +49,11 @@ class Hypothesis:
     change: tuple[str, str] | None = None
     where: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> Hypothesis:
+        """Return the hypothesis of a ``[contrasts.NAME]`` table, whose pairs are lists."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in table.items()})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestInput:

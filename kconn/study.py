@@ -43,6 +43,7 @@ class InputsTable(_Table):
     root: Annotated[str, Field(description="folder of the runs, relative to this file")]
     task: Annotated[str | None, Field(description="BIDS task, where there are several")] = None
     space: Annotated[str | None, Field(description="BIDS space, where there are several")] = None
+    res: Annotated[str | None, Field(description="BIDS resolution, where the space has several")] = None
     mask: Annotated[
         Literal["brain", "none"], Field(description="brain: the mask image of each run; none: every voxel")
     ] = "brain"

@@ -296,3 +296,8 @@ def _scaled(ds: xr.Dataset) -> xr.Dataset:
         return ds
     slope, inter = np.float32(raw.attrs["scl_slope"]), np.float32(raw.attrs["scl_inter"])
     return ds.assign(bold=raw.astype(np.float32) * slope + inter)
+
+
+def read_attrs(root: Path, address: Address) -> dict[str, Any]:
+    """Return the attributes of a current group without opening its arrays."""
+    return dict(zarr.open_group(store.published_group(root, address), mode="r", zarr_format=3).attrs)

@@ -1,9 +1,10 @@
-"""The study store: sealed groups, named by content, published by one pointer.
+"""The study store: sealed groups, named by content, published by one small write.
 
-A group lives at ``<path>/<step>/<key>`` inside the store. It is laid out and filled under ``.staging``, its files are
-listed with size and SHA-256 in ``seal.json``, it is moved to its name, and it becomes current when the pointer
-``<path>/<step>/current.json`` is written. A kill at any time leaves the old pointer or the new one, and both lead to
-whole groups.
+A group lives at ``<path>/<step>/<key>`` inside the store. It is laid out and filled in a work folder beside the store,
+moved to its name, and becomes current when the metadata of its step (``<path>/<step>/zarr.json``) is replaced: that one
+file holds the seal of every group (its files with size and SHA-256, its provenance), names the current one, and ends
+in a checksum of itself. A kill at any time leaves the old file or the new one, and both lead to whole groups. Every
+file of the store is plain Zarr v3.
 """
 
 from __future__ import annotations
@@ -22,12 +23,9 @@ from kconn.errors import StoreError
 from kconn.io.files import canonical_json, sha256_bytes, sha256_file, sync_directory, write_atomic
 from kconn.schema import SCHEMA_VERSION
 
-SEAL: Final = "seal.json"
-POINTER: Final = "current.json"
 JOURNAL: Final = "journal.jsonl"
-STAGING: Final = ".staging"
-_LOCK: Final = ".lock"
-_ROOT_GROUP: Final = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+_META: Final = "zarr.json"
+_GROUP: Final = {"zarr_format": 3, "node_type": "group"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -54,9 +52,9 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What `verify` found wrong at one address."""
+    """What `verify` found wrong, and where."""
 
-    address: Address
+    place: str
     problem: str
 
 
@@ -68,24 +66,22 @@ def create_store(root: Path) -> None:
     StoreError
         ``E-STORE-SCHEMA`` if the store was written by a version that this one does not know.
     """
-    marker = root / "zarr.json"
-    if marker.exists():
+    if (root / _META).exists():
         check_store(root)
         return
-    write_atomic(marker, canonical_json({**_ROOT_GROUP, "attributes": {"schema_version": SCHEMA_VERSION}}))
+    write_atomic(root / _META, canonical_json({**_GROUP, "attributes": {"schema_version": SCHEMA_VERSION}}))
 
 
 def check_store(root: Path) -> None:
     """Refuse a path that holds no store, or one of an unknown version."""
-    marker = root / "zarr.json"
-    if not marker.is_file():
+    if not (root / _META).is_file():
         raise StoreError(
             "E-STORE-MISSING",
             f"there is no study store at {root.name!r}",
-            rule="a store is a folder with a zarr.json",
+            rule=f"a store is a folder with a {_META}",
             fix="run the study first, or correct the path",
         )
-    version = _read_json(marker).get("attributes", {}).get("schema_version")
+    version = _attributes(root).get("schema_version")
     if version != SCHEMA_VERSION:
         raise StoreError(
             "E-STORE-SCHEMA",
@@ -104,8 +100,9 @@ def locked(root: Path) -> Iterator[None]:
     StoreError
         ``E-STORE-LOCKED`` if another process holds it. The lock dies with its process.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / _LOCK).open("w") as lock:
+    work = work_folder(root)
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -118,6 +115,11 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
+def work_folder(root: Path) -> Path:
+    """Return the folder beside the store for what is no result: the lock, groups being filled, remembered digests."""
+    return root.with_name(f".{root.name}.work")
+
+
 def group_path(root: Path, address: Address, key: str) -> Path:
     """Return the folder of a sealed group."""
     return root / address.path / address.step / key
@@ -126,7 +128,7 @@ def group_path(root: Path, address: Address, key: str) -> Path:
 def staging_path(target: Target) -> Path:
     """Return the folder in which a group is laid out and filled."""
     address = target.address
-    return target.root / STAGING / f"{address.path.replace('/', '.')}.{address.step}.{target.key}"
+    return work_folder(target.root) / "staging" / f"{address.path.replace('/', '.')}.{address.step}.{target.key}"
 
 
 def current_key(root: Path, address: Address) -> str | None:
@@ -135,16 +137,10 @@ def current_key(root: Path, address: Address) -> str | None:
     Raises
     ------
     StoreError
-        ``E-STORE-CORRUPT`` if the pointer does not match its own checksum.
+        ``E-STORE-CORRUPT`` if the metadata of the step do not match their own checksum.
     """
-    pointer = root / address.path / address.step / POINTER
-    if not pointer.exists():
-        return None
-    content = _read_json(pointer)
-    body = {"key": content.get("key"), "seal": content.get("seal")}
-    if content.get("check") != sha256_bytes(canonical_json(body)):
-        raise _corrupt(address, f"the pointer {POINTER} does not match its checksum")
-    return str(body["key"])
+    step = _read_step(root, address)
+    return None if step is None else str(step["current"])
 
 
 def is_published(root: Path, address: Address, key: str) -> bool:
@@ -158,7 +154,7 @@ def is_published(root: Path, address: Address, key: str) -> bool:
 def seal(target: Target) -> None:
     """Close a staged group and make it current.
 
-    Writes the list of its files with size and SHA-256, moves it to its name and turns the pointer.
+    Lists its files with size and SHA-256, moves it to its name and replaces the metadata of its step.
     """
     root, address, key = target.root, target.address, target.key
     staged, final = staging_path(target), group_path(root, address, key)
@@ -166,26 +162,30 @@ def seal(target: Target) -> None:
         stray.unlink(missing_ok=True)
     body = {
         "schema_version": SCHEMA_VERSION,
-        "path": address.path,
-        "step": address.step,
-        "key": key,
         "provenance": dict(target.provenance),
         "files": _list_files(staged),
     }
-    write_atomic(staged / SEAL, canonical_json({**body, "check": sha256_bytes(canonical_json(body))}))
     _make_parents(root, final.parent)
-    if final.exists():  # an earlier group of the same key that lost its pointer or its health
+    if final.exists():  # an earlier group of the same key that lost its seal or its health
         shutil.rmtree(final)
     staged.rename(final)
     sync_directory(final.parent)
-    _point(root, address, key)
+    try:
+        earlier = (_read_step(root, address) or {"seals": {}})["seals"]
+    except StoreError:  # damaged metadata: its groups are unreachable, this one replaces them
+        earlier = {}
+    _write_step(root, address, key, {**earlier, key: body})
 
 
 def republish(root: Path, address: Address, key: str) -> bool:
-    """Make an earlier sealed group of this key current again; return whether there was one."""
-    if not group_path(root, address, key).is_dir() or _damage(root, address, key, deep=True):
+    """Make an earlier sealed group of this key current again; return whether there was a healthy one."""
+    try:
+        step = _read_step(root, address)
+        if step is None or _damage(root, address, key, deep=True):
+            return False
+    except StoreError:
         return False
-    _point(root, address, key)
+    _write_step(root, address, key, step["seals"])
     return True
 
 
@@ -207,25 +207,31 @@ def published_group(root: Path, address: Address) -> Path:
             fix="run the study",
         )
     if damage := _damage(root, address, key, deep=False):
-        raise _corrupt(address, damage)
+        raise _corrupt(str(address), damage)
     return group_path(root, address, key)
 
 
 def read_seal(root: Path, address: Address) -> dict[str, Any]:
-    """Return the seal of the current group: its key, files and provenance."""
-    key = current_key(root, address)
-    return _read_json(group_path(root, address, str(key)) / SEAL)
+    """Return the seal of the current group: ``key``, ``files`` (size, SHA-256) and ``provenance``."""
+    step = _read_step(root, address)
+    if step is None:
+        return {}
+    return {"key": step["current"], **step["seals"][step["current"]]}
 
 
 def find_published(root: Path) -> list[Address]:
-    """Return every address that has a current group, sorted."""
+    """Return every address that has a current group, sorted.
+
+    Raises
+    ------
+    StoreError
+        ``E-STORE-MISSING``, ``E-STORE-SCHEMA``, or ``E-STORE-CORRUPT`` if part of the store cannot be reached.
+    """
     check_store(root)
-    found = []
-    for pointer in root.rglob(POINTER):
-        relative = pointer.relative_to(root)
-        if relative.parts[0] != STAGING:
-            found.append(Address(path="/".join(relative.parts[:-2]), step=relative.parts[-2]))
-    return sorted(found)
+    addresses, findings = _walk(root)
+    if findings:
+        raise _corrupt(findings[0].place, findings[0].problem)
+    return sorted(addresses)
 
 
 def verify(root: Path) -> tuple[list[Address], list[Finding]]:
@@ -235,16 +241,16 @@ def verify(root: Path) -> tuple[list[Address], list[Finding]]:
     -------
     The addresses looked at, and what was wrong.
     """
-    addresses = find_published(root)
-    findings = []
-    for address in addresses:
+    check_store(root)
+    addresses, findings = _walk(root)
+    for address in sorted(addresses):
         try:
             damage = _damage(root, address, str(current_key(root, address)), deep=True)
         except StoreError as error:
             damage = error.problem
         if damage:
-            findings.append(Finding(address=address, problem=damage))
-    return addresses, findings
+            findings.append(Finding(place=str(address), problem=damage))
+    return sorted(addresses), findings
 
 
 def digest_store(root: Path) -> str:
@@ -258,85 +264,16 @@ def digest_store(root: Path) -> str:
 
 def remove_superseded(root: Path) -> int:
     """Remove staged leftovers and sealed groups that are no longer current; return how many groups went."""
-    shutil.rmtree(root / STAGING, ignore_errors=True)
+    shutil.rmtree(work_folder(root) / "staging", ignore_errors=True)
     removed = 0
     for address in find_published(root):
-        key = current_key(root, address)
+        key = str(current_key(root, address))
+        _write_step(root, address, key, {key: (_read_step(root, address) or {})["seals"][key]})
         for group in (root / address.path / address.step).iterdir():
             if group.is_dir() and group.name != key:
                 shutil.rmtree(group)
                 removed += 1
     return removed
-
-
-def _point(root: Path, address: Address, key: str) -> None:
-    body = {"key": key, "seal": sha256_file(group_path(root, address, key) / SEAL)}
-    content = canonical_json({**body, "check": sha256_bytes(canonical_json(body))})
-    write_atomic(root / address.path / address.step / POINTER, content)
-
-
-def _damage(root: Path, address: Address, key: str, *, deep: bool) -> str:
-    """Return what is wrong with a sealed group, or an empty string. ``deep`` reads every byte."""
-    group = group_path(root, address, key)
-    try:
-        content = _read_json(group / SEAL)
-    except StoreError:
-        return f"{SEAL} is missing or no JSON"
-    check = content.pop("check", None)
-    if check != sha256_bytes(canonical_json(content)) or content["key"] != key:
-        return f"{SEAL} does not match its checksum"
-    pointer = root / address.path / address.step / POINTER
-    if deep and pointer.exists():
-        pointed = _read_json(pointer)
-        if pointed.get("key") == key and pointed.get("seal") != sha256_file(group / SEAL):
-            return f"{SEAL} is not the one that was published"
-    for name, (size, digest) in content["files"].items():
-        file = group / name
-        if not file.is_file() or file.stat().st_size != size:
-            return f"{name} is missing or has another size"
-        if deep and sha256_file(file) != digest:
-            return f"{name} does not match its checksum"
-    return ""
-
-
-def _list_files(group: Path) -> dict[str, tuple[int, str]]:
-    files = sorted(path for path in group.rglob("*") if path.is_file())
-    return {path.relative_to(group).as_posix(): (path.stat().st_size, sha256_file(path)) for path in files}
-
-
-def _make_parents(root: Path, folder: Path) -> None:
-    """Make every folder down to ``folder`` a Zarr group, so that plain xarray can walk the store."""
-    folder.mkdir(parents=True, exist_ok=True)
-    while folder != root:
-        if not (folder / "zarr.json").exists():
-            write_atomic(folder / "zarr.json", canonical_json(_ROOT_GROUP))
-        folder = folder.parent
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            "E-STORE-CORRUPT",
-            f"{path.name} cannot be read as JSON",
-            where=path.parent.name,
-            rule="the store's own files are whole",
-            fix="run the study again: the group is made anew",
-        ) from error
-    if not isinstance(content, dict):
-        raise StoreError("E-STORE-CORRUPT", f"{path.name} holds no table", where=path.parent.name)
-    return content
-
-
-def _corrupt(address: Address, problem: str) -> StoreError:
-    return StoreError(
-        "E-STORE-CORRUPT",
-        problem,
-        where=str(address),
-        rule="every file matches the size and checksum of its seal",
-        fix="run the study again: the damaged group is made anew",
-    )
 
 
 def free_bytes(path: Path) -> int:
@@ -345,3 +282,92 @@ def free_bytes(path: Path) -> int:
         path = path.parent
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def _read_step(root: Path, address: Address) -> dict[str, Any] | None:
+    """Return what the metadata of a step say: its ``current`` key and the ``seals`` of its groups."""
+    folder = root / address.path / address.step
+    if not (folder / _META).exists():
+        return None
+    attributes = _attributes(folder)
+    check = attributes.pop("check", None)
+    if check != sha256_bytes(canonical_json(attributes)):
+        raise _corrupt(str(address), f"{_META} does not match its checksum")
+    return attributes
+
+
+def _write_step(root: Path, address: Address, key: str, seals: Mapping[str, Any]) -> None:
+    attributes = {"step": address.step, "current": key, "seals": dict(seals)}
+    attributes["check"] = sha256_bytes(canonical_json(attributes))
+    write_atomic(root / address.path / address.step / _META, canonical_json({**_GROUP, "attributes": attributes}))
+
+
+def _damage(root: Path, address: Address, key: str, *, deep: bool) -> str:
+    """Return what is wrong with a sealed group, or an empty string. ``deep`` reads every byte."""
+    step = _read_step(root, address)
+    if step is None or key not in step["seals"]:
+        return "it was never sealed"
+    group = group_path(root, address, key)
+    for name, (size, digest) in step["seals"][key]["files"].items():
+        file = group / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"{name} is missing or has another size"
+        if deep and sha256_file(file) != digest:
+            return f"{name} does not match its checksum"
+    return ""
+
+
+def _walk(root: Path) -> tuple[list[Address], list[Finding]]:
+    """Return every step of the store, without entering their groups, and every folder that lost its metadata."""
+    addresses: list[Address] = []
+    findings: list[Finding] = []
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        place = folder.relative_to(root).as_posix()
+        try:
+            attributes = _attributes(folder)
+        except StoreError as error:
+            findings.append(Finding(place=place, problem=error.problem))
+            continue
+        if "step" in attributes:
+            addresses.append(Address(path=folder.parent.relative_to(root).as_posix(), step=folder.name))
+        else:
+            folders += [path for path in folder.iterdir() if path.is_dir()]
+    return addresses, findings
+
+
+def _list_files(group: Path) -> dict[str, tuple[int, str]]:
+    files = sorted(path for path in group.rglob("*") if path.is_file())
+    return {path.relative_to(group).as_posix(): (path.stat().st_size, sha256_file(path)) for path in files}
+
+
+def _make_parents(root: Path, folder: Path) -> None:
+    """Make every folder above a step a Zarr group, mending metadata that cannot be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while (folder := folder.parent) != root:
+        try:
+            _attributes(folder)
+        except StoreError:
+            write_atomic(folder / _META, canonical_json({**_GROUP, "attributes": {}}))
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
+    """Return the attributes of a Zarr group."""
+    try:
+        content = json.loads((folder / _META).read_bytes())
+        if content["node_type"] == "group" and isinstance(content["attributes"], dict):
+            return dict(content["attributes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _corrupt(folder.name, f"{_META} is missing or cannot be read") from error
+    raise _corrupt(folder.name, f"{_META} describes no group")
+
+
+def _corrupt(where: str, problem: str) -> StoreError:
+    return StoreError(
+        "E-STORE-CORRUPT",
+        problem,
+        where=where,
+        rule="every file matches the size and checksum of its seal",
+        fix="run the study again: the damaged group is made anew",
+    )

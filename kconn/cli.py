@@ -1,0 +1,265 @@
+"""The shell: ``kconn simulate | init | check | plan | run | status | verify | report | export | clean``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from kconn.errors import KconnError
+
+# Everything heavy is imported by the command that needs it: `kconn --help` answers at once.
+
+EXIT_DONE: Final = 0
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns
+    -------
+    0 done, 1 a `KconnError` (its code is printed), 2 wrong usage, 130 interrupted and resumable.
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except KconnError as error:
+        _print_error(error)
+        _keep_details(error, arguments)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        _say("interrupted: what was finished is kept; run the same command again to go on")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_DONE
+
+
+def simulate(arguments: argparse.Namespace) -> int:
+    """Write a simulated trial and its study file."""
+    from kconn.scaffold import write_simulated_study
+
+    path = write_simulated_study(
+        Path(arguments.folder), n_subjects_per_group=arguments.subjects, layout=arguments.layout, seed=arguments.seed
+    )
+    _say(f"wrote {path}\nnext: kconn run {path}")
+    return EXIT_DONE
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """Look at a folder and write a commented study file."""
+    from kconn.scaffold import TableLayout, write_study_file
+
+    layout = None
+    if arguments.pattern is not None:
+        layout = TableLayout(pattern=arguments.pattern, orientation=arguments.orientation, t_r=arguments.t_r)
+    summary = write_study_file(Path(arguments.derivatives), Path(arguments.out), atlas=arguments.atlas, layout=layout)
+    _say(summary)
+    return EXIT_DONE
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Validate everything that can be validated without computing, and list all that is wrong."""
+    from kconn.study import read_study
+    from kconn.survey import survey_study
+
+    study = read_study(arguments.study)
+    survey = survey_study(study)
+    for problem in survey.problems:
+        _print_error(problem)
+    subjects = {run.run.subject for run in survey.runs}
+    _say(
+        f"{len(survey.runs)} runs of {len(subjects)} subjects, {len(study.nodes)} node set(s), "
+        f"{len(study.contrasts)} contrast(s)"
+    )
+    for subject, reason in sorted(survey.left_out.items()):
+        _say(f"left out sub-{subject}: {reason}")
+    _say(f"{len(survey.problems)} problem(s)" if survey.problems else "ready to run")
+    return EXIT_ERROR if survey.problems else EXIT_DONE
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Print the steps with what they will cost."""
+    from kconn.summary import plan_as_json, plan_as_table
+    from kconn.workbench import prepare
+
+    bench = prepare(arguments.study)
+    if arguments.json:
+        sys.stdout.write(json.dumps(plan_as_json(bench), indent=1) + "\n")
+    else:
+        _console().print(plan_as_table(bench))
+    return EXIT_DONE
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run what is missing of a study and write its report."""
+    from kconn.execution import run_plan
+    from kconn.progress import show_progress
+    from kconn.workbench import connected, prepare, writing
+
+    bench = prepare(arguments.study, rehash=arguments.rehash)
+    console = _console()
+    with writing(bench):
+        if bench.pending():
+            with connected(
+                n_workers=arguments.workers, address=arguments.scheduler, n_runs=len(bench.survey.runs)
+            ) as client:
+                if client is not None:
+                    console.print(f"dashboard: {client.dashboard_link}", highlight=False)
+                with show_progress(console, bench.plan.steps) as listen:
+                    run_plan(bench.plan, bench.bind, client=client, listen=listen)
+        else:
+            console.print(f"nothing to do: all {len(bench.plan.steps)} results are there")
+        _write_report(bench)
+    _say(f"report: {bench.study.report}")
+    return EXIT_DONE
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print how far a study is, and which runs were left out."""
+    from kconn.summary import status_as_table
+    from kconn.workbench import prepare
+
+    _console().print(status_as_table(prepare(arguments.study)))
+    return EXIT_DONE
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Read every published byte and compare it with its seal."""
+    from kconn.io import store
+    from kconn.study import read_study
+
+    path = Path(arguments.study)
+    root = path if path.is_dir() else read_study(path).store
+    addresses, findings = store.verify(root)
+    for finding in findings:
+        _say(f"E-STORE-CORRUPT [{finding.place}] {finding.problem}")
+    _say(
+        f"{len(addresses)} published groups, {len(findings)} damaged; sha256 of all: {store.digest_store(root)}"
+        if not findings
+        else f"{len(addresses)} published groups, {len(findings)} damaged; run the study again to make these anew"
+    )
+    return EXIT_ERROR if findings else EXIT_DONE
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the report again from what is published."""
+    from kconn.workbench import prepare
+
+    bench = prepare(arguments.study)
+    _write_report(bench)
+    _say(f"report: {bench.study.report}")
+    return EXIT_DONE
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write series, netmats and statistics as BIDS-derivative files."""
+    from kconn.export import export_study
+    from kconn.workbench import prepare
+
+    bench = prepare(arguments.study)
+    n_files = export_study(bench, Path(arguments.out))
+    _say(f"wrote {n_files} files to {arguments.out}")
+    return EXIT_DONE
+
+
+def clean(arguments: argparse.Namespace) -> int:
+    """Remove results that newer ones have replaced, and leftovers of killed runs."""
+    from kconn.io import store
+    from kconn.study import read_study
+
+    root = read_study(arguments.study).store
+    store.check_store(root)
+    with store.locked(root):
+        _say(f"removed {store.remove_superseded(root)} superseded groups")
+    return EXIT_DONE
+
+
+def _write_report(bench: Any) -> None:
+    from kconn.report.study import write_study_report
+
+    write_study_report(bench)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kconn",
+        description="From preprocessed resting-state runs to corrected p-values and a report.",
+        epilog="One file describes a study: kconn init DERIVATIVES --out study.toml, then kconn run study.toml.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], *, takes_study: bool = True
+    ) -> argparse.ArgumentParser:
+        summary = (command.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=command)
+        if takes_study:
+            sub.add_argument("study", help="the study file")
+        return sub
+
+    made = add("simulate", simulate, takes_study=False)
+    made.add_argument("folder", help="new folder for the study")
+    made.add_argument("--subjects", type=int, default=16, help="per group (default 16)")
+    made.add_argument("--layout", choices=["fmriprep", "tables"], default="fmriprep")
+    made.add_argument("--seed", type=int, default=0)
+    begun = add("init", init, takes_study=False)
+    begun.add_argument("derivatives", help="folder of fMRIPrep outputs, or of tables of node series")
+    begun.add_argument("--out", default="study.toml", help="file to write (default study.toml); never overwritten")
+    begun.add_argument("--atlas", help="label image for the node set")
+    begun.add_argument("--pattern", help="tables: path of a run, such as 'sub-{subject}_ses-{session}.tsv'")
+    begun.add_argument("--orientation", choices=["time-by-node", "node-by-time"], help="tables: what a row is")
+    begun.add_argument("--t-r", type=float, help="tables: repetition time in s")
+    add("check", check)
+    add("plan", plan).add_argument("--json", action="store_true", help="every step, for other programs")
+    ran = add("run", run)
+    where = ran.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, help="worker processes (default: one per core; 0: in this process)")
+    where.add_argument("--scheduler", help="address of a running Dask scheduler")
+    ran.add_argument(
+        "--rehash", action="store_true", help="read every input again instead of trusting its time of change"
+    )
+    add("status", status)
+    add("verify", verify)
+    add("report", report)
+    add("export", export).add_argument("--out", required=True, help="folder to write")
+    add("clean", clean)
+    return parser
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _print_error(error: KconnError) -> None:
+    place = f" [{error.where}]" if error.where else ""
+    lines = [f"{error.code}{place} {error.problem}"]
+    lines += [f"  rule: {error.rule}"] if error.rule else []
+    lines += [f"  fix:  {error.fix}"] if error.fix else []
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _keep_details(error: KconnError, arguments: argparse.Namespace) -> None:
+    """Write the traceback of an unforeseen error beside the study file."""
+    if error.details and getattr(arguments, "study", None):
+        log = Path(arguments.study).with_suffix(".log")
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{error}\n{error.details}\n")
+        sys.stderr.write(f"  log:  {log}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Workers: a local cluster that starts with the run and ends with it, or one that is already there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import dask
+import psutil
+from distributed import Client, LocalCluster
+
+from kconn.errors import ResourceError
+
+#: Measured: with the defaults a frozen worker stalls a run for 300 s, with these for 30 s. See docs/data_model.md.
+SETTINGS: Final[dict[str, Any]] = {
+    "distributed.scheduler.worker-ttl": "30s",
+    "distributed.scheduler.allowed-failures": 2,
+    "distributed.comm.timeouts.connect": "10s",
+    "distributed.comm.timeouts.tcp": "15s",
+    "distributed.worker.memory.max-spill": "4GiB",
+    "distributed.admin.tick.limit": "10s",
+}
+
+
+@contextmanager
+def connect(*, n_workers: int | None = None, address: str | None = None) -> Iterator[Client]:
+    """Open a client, and close it with all that was started for it.
+
+    Parameters
+    ----------
+    n_workers
+        Worker processes of a local cluster, one thread and one BLAS thread each. The default is one per core.
+    address
+        Scheduler that is already running; then nothing is started.
+
+    Raises
+    ------
+    ResourceError
+        ``E-WORKER`` if no scheduler answers at ``address``.
+    """
+    with dask.config.set(SETTINGS):
+        if address is not None:
+            with _remote(address) as client:
+                yield client
+            return
+        with (
+            LocalCluster(
+                n_workers=n_workers or cores(),
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+
+
+def cores() -> int:
+    """Return the physical cores that this process may use, at least one."""
+    usable = len(psutil.Process().cpu_affinity() or [0])
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+@contextmanager
+def _remote(address: str) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            "E-WORKER",
+            f"no scheduler answers at {address}",
+            rule="--scheduler names a running Dask scheduler, such as tcp://host:8786",
+            fix="start one, or leave the option out for a local cluster",
+        ) from error
+    with client:
+        yield client

@@ -1,0 +1,194 @@
+"""Walk a plan: run steps as futures on workers, cohort steps here, nothing twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from distributed import Client, Future, KilledWorker, as_completed
+from distributed.client import FutureCancelledError
+
+from kconn import stages
+from kconn.errors import KconnError, ResourceError
+from kconn.plan import Plan, Step
+from kconn.stages import Job, Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A step ended."""
+
+    stage: str
+    where: str
+    outcome: Outcome | Literal["failed", "skipped"]
+    seconds: float
+    detail: str = ""
+
+
+Listener = Callable[[Event], None]
+
+
+def run_plan(plan: Plan, job: Callable[[Step], Job], *, client: Client | None, listen: Listener) -> None:
+    """Run every step that is not yet published.
+
+    A step that fails stops only those that need it; the others go on, so that nothing that could be finished has to
+    be redone. Then the first error is raised.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    job
+        Binds a step to the store and folder of its study.
+    client
+        Workers for the run steps and for the permutations, or None to do everything in this process.
+    listen
+        Called once per step.
+
+    Raises
+    ------
+    KconnError
+        The first error of a step.
+    """
+    jobs = {step.address: job(step) for step in plan.steps}
+    run_jobs = [[jobs[step.address] for step in steps] for steps in plan.runs().values()]
+    errors = _run_here(run_jobs, listen) if client is None else _run_on(client, run_jobs, listen)
+    if not errors:
+        errors = _run_cohort([jobs[step.address] for step in plan.cohort()], client, listen)
+    if errors:
+        raise errors[0]
+
+
+def run_chain(jobs: Iterable[Job], client: Client | None, listen: Listener) -> None:
+    """Run the steps of one run in order, on one worker, or here without a client.
+
+    Raises
+    ------
+    KconnError
+        The error of the step that failed.
+    """
+    chain = list(jobs)
+    errors = _run_here([chain], listen) if client is None else _run_on(client, [chain], listen)
+    if errors:
+        raise errors[0]
+
+
+def run_cohort_step(job: Job, client: Client | None, listen: Listener) -> None:
+    """Run one step of the cohort in this process, its permutations on the workers of ``client``.
+
+    Raises
+    ------
+    KconnError
+        The error of the step.
+    """
+    errors = _run_cohort([job], client, listen)
+    if errors:
+        raise errors[0]
+
+
+def _run_here(chains: Iterable[list[Job]], listen: Listener) -> list[KconnError]:
+    errors = []
+    for chain in chains:
+        failed = False
+        for job in chain:
+            if failed:
+                listen(_event(job, "skipped"))
+                continue
+            try:
+                _timed(job, listen, partial(stages.run_job, job))
+            except KconnError as error:
+                errors.append(error)
+                failed = True
+    return errors
+
+
+def _run_cohort(jobs: Iterable[Job], client: Client | None, listen: Listener) -> list[KconnError]:
+    errors: list[KconnError] = []
+    for job in jobs:
+        if errors and job.step.stage == "test":
+            listen(_event(job, "skipped"))
+            continue
+        try:
+            _timed(job, listen, partial(stages.run_job, job, scheduler=client or "threads"))
+        except KconnError as error:
+            errors.append(error)
+    return errors
+
+
+def _timed(job: Job, listen: Listener, call: Callable[[], Outcome]) -> None:
+    start = time.perf_counter()
+    try:
+        outcome = call()
+    except KconnError as error:
+        listen(_event(job, "failed", time.perf_counter() - start, str(error)))
+        raise
+    listen(_event(job, outcome, time.perf_counter() - start))
+
+
+def _run_on(client: Client, chains: Iterable[list[Job]], listen: Listener) -> list[KconnError]:
+    """Submit every step as a future that waits for the one before it in its run."""
+    futures: dict[Future[Any], Job] = {}
+    for priority, chain in enumerate(chains):
+        before: Future[Any] | None = None
+        for job in chain:
+            # No subject label in a key: the dashboard shows them to whoever can open it.
+            before = client.submit(
+                _run_after, before, job, key=f"{job.step.stage}-{job.step.key}", priority=-priority, pure=False
+            )
+            futures[before] = job
+    errors = []
+    try:
+        for future in as_completed(list(futures)):
+            error = _report(future, futures[future], listen)
+            if error is not None:
+                errors.append(error)
+    except BaseException:
+        client.cancel(list(futures))
+        raise
+    return errors
+
+
+def _run_after(before: Mapping[str, Any] | None, job: Job) -> dict[str, Any]:
+    """Run one job on a worker, unless the step before it in its run failed; errors travel as values."""
+    if before is not None and (before["error"] is not None or before["outcome"] == "skipped"):
+        return {"outcome": "skipped", "seconds": 0.0, "error": None}
+    start = time.perf_counter()
+    try:
+        outcome: str = stages.run_job(job)
+    except KconnError as error:
+        return {"outcome": "failed", "seconds": time.perf_counter() - start, "error": error}
+    return {"outcome": outcome, "seconds": time.perf_counter() - start, "error": None}
+
+
+def _report(future: Future[Any], job: Job, listen: Listener) -> KconnError | None:
+    error: KconnError | None
+    try:
+        result = future.result()
+    except KilledWorker as killed:
+        error = ResourceError(
+            "E-WORKER",
+            f"{killed.allowed_failures + 1} workers died at {job.step.stage}",
+            where=job.step.where,
+            rule=f"a worker needs about {job.step.estimate.memory / 1e6:.0f} MB for this step",
+            fix="give each worker more memory (fewer workers, or a larger limit) and run again",
+        )
+        result = {"outcome": "failed", "seconds": 0.0, "error": error}
+    except (FutureCancelledError, OSError) as lost:
+        error = ResourceError(
+            "E-WORKER",
+            f"the scheduler was lost at {job.step.stage}: {lost}",
+            where=job.step.where,
+            rule="the scheduler lives as long as the run",
+            fix="run again: finished steps are kept",
+        )
+        result = {"outcome": "failed", "seconds": 0.0, "error": error}
+    error = result["error"]
+    listen(_event(job, result["outcome"], result["seconds"], str(error or "")))
+    return error
+
+
+def _event(job: Job, outcome: Any, seconds: float = 0.0, detail: str = "") -> Event:
+    return Event(stage=job.step.stage, where=job.step.where, outcome=outcome, seconds=seconds, detail=detail)

@@ -1,0 +1,56 @@
+"""Node sets as the study file names them: an atlas image, a table of spheres, or columns of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from kconn.errors import InputError
+from kconn.io import nifti, tables
+from kconn.parcellation import NodeSet, nodes_from_columns, nodes_from_labels, nodes_from_spheres
+
+
+def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dataset) -> NodeSet:
+    """Return the node set of one ``[nodes.NAME]`` table.
+
+    Parameters
+    ----------
+    params
+        The table's values.
+    files
+        Role (``atlas``, ``labels``, ``spheres``) -> path.
+    run
+        A run, for the columns of node tables.
+
+    Raises
+    ------
+    InputError
+        ``E-ATLAS``, ``E-NODES``, ``E-TABLE`` or ``E-ID-MISSING``.
+    """
+    if "atlas" in files:
+        labels, affine = nifti.read_labels(files["atlas"])
+        names, networks = tables.read_labels_table(files["labels"]) if "labels" in files else (None, None)
+        return nodes_from_labels(labels, affine, names=names, networks=networks, resample=params["resample"])
+    if "spheres" in files or params.get("spheres") is not None:
+        spheres = tables.read_spheres(files["spheres"]) if "spheres" in files else params["spheres"]
+        return nodes_from_spheres(spheres, radius_mm=params["radius_mm"], diameter_mm=params["diameter_mm"])
+    if "node" not in run.dims:
+        raise InputError(
+            "E-NODES",
+            "a node set of columns needs runs that are tables of node series",
+            rule="images have voxels, not columns",
+            fix="give the node set an atlas or spheres",
+        )
+    available = [str(name) for name in run["node"].to_numpy()]
+    wanted = available if params["columns"] == "all" else list(params["columns"])
+    if unknown := [name for name in wanted if name not in available]:
+        raise InputError(
+            "E-ID-MISSING",
+            f"there is no column {unknown[0]!r}",
+            rule="the columns of a node set exist in every run",
+            fix=f"the columns are {', '.join(available[:8])}{', ...' if len(available) > 8 else ''}",
+        )
+    return nodes_from_columns(wanted, exclude=params["exclude"])

@@ -1,0 +1,279 @@
+"""The plan of a study: every step with its inputs, parameters, content key and estimate, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kconn.chunks import BLOCK_BYTES, MIB, ROW_BYTES
+from kconn.io.digests import digest_files
+from kconn.io.files import canonical_json, sha256_bytes
+from kconn.io.store import Address, work_folder
+from kconn.study import ContrastTable, NodesTable, Study
+from kconn.survey import RunFacts, Survey
+from kconn.versions import code_version
+
+RUN_STAGES: Final = ("ingest", "denoise", "nodes", "netmat")
+COHORT_STAGES: Final = ("quality", "cohort", "test")
+#: Bytes that a worker needs beside its arrays: interpreter and libraries, measured as resident after import.
+_BASE_BYTES: Final = 300 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a step will cost, from shapes alone: bytes read and written (before compression), peak memory, tasks."""
+
+    bytes_read: int = 0
+    bytes_written: int = 0
+    memory: int = _BASE_BYTES
+    n_tasks: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """A result that a step reads."""
+
+    address: Address
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One call of a stage.
+
+    Attributes
+    ----------
+    stage
+        Name of the stage.
+    address
+        Where the result is published.
+    key
+        Digest of everything the result depends on: input contents, upstream keys, parameters, code.
+    where
+        The place in words, for messages.
+    files
+        Role -> path relative to the study file.
+    upstream
+        Results that are read.
+    params
+        Parameters of the stage, JSON values only.
+    digests
+        Path -> SHA-256 of ``files``.
+    estimate
+        Cost.
+    """
+
+    stage: str
+    address: Address
+    key: str
+    where: str
+    files: Mapping[str, str]
+    upstream: tuple[Upstream, ...]
+    params: Mapping[str, Any]
+    digests: Mapping[str, str]
+    estimate: Estimate
+
+    def reads(self, step: str) -> Upstream:
+        """Return the upstream result of one step."""
+        return next(up for up in self.upstream if up.address.step == step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All steps, each after those it reads."""
+
+    steps: tuple[Step, ...]
+    code: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def runs(self) -> dict[str, list[Step]]:
+        """Return the steps of each run, in order."""
+        grouped: dict[str, list[Step]] = {}
+        for step in self.steps:
+            if step.stage in RUN_STAGES:
+                grouped.setdefault(step.where, []).append(step)
+        return grouped
+
+    def cohort(self) -> list[Step]:
+        """Return the steps of the cohort, in order."""
+        return [step for step in self.steps if step.stage in COHORT_STAGES]
+
+
+def make_plan(study: Study, survey: Survey, *, rehash: bool = False) -> Plan:
+    """Return the plan of a study that was surveyed without a problem.
+
+    Parameters
+    ----------
+    study
+        The study file.
+    survey
+        What `kconn.survey.survey_study` found.
+    rehash
+        Read every input again instead of trusting size and time of change.
+    """
+    builder = _Builder(study, survey, rehash=rehash)
+    steps = [*builder.run_steps(), *builder.cohort_steps()]
+    return Plan(steps=tuple(steps), code=code_version(), left_out=survey.left_out)
+
+
+class _Builder:
+    """Holds what every step needs while the plan is made."""
+
+    def __init__(self, study: Study, survey: Survey, *, rehash: bool) -> None:
+        self.study = study
+        self.survey = survey
+        paths = {path for facts in survey.runs for path in facts.files.values()}
+        paths |= {path for nodes in study.nodes.values() for path in _node_files(nodes).values()}
+        paths |= set(self._tables().values())
+        memory = None if rehash else work_folder(study.store)
+        self.digests = digest_files(study.folder, paths, memory=memory)
+        self.denoised: list[Step] = []
+        self.netmats: dict[tuple[str, str], list[Step]] = {}
+
+    def run_steps(self) -> Iterator[Step]:
+        for facts in self.survey.runs:
+            ingest = self._ingest(facts)
+            denoise = self._denoise(facts, ingest)
+            self.denoised.append(denoise)
+            yield from (ingest, denoise)
+            for name, nodes in self.study.nodes.items():
+                series = self._nodes(facts, name, nodes, (ingest, denoise))
+                yield series
+                for kind in self.study.connectivity.kinds:
+                    netmat = self._netmat(facts, name, kind, series)
+                    self.netmats.setdefault((name, kind), []).append(netmat)
+                    yield netmat
+
+    def cohort_steps(self) -> Iterator[Step]:
+        yield self._step("quality", "cohort", "cohort", upstream=self.denoised)
+        for (name, kind), netmats in self.netmats.items():
+            path = f"cohort/{name}/{kind}"
+            n_edge = max((step.params["n_edge"] for step in netmats), default=0)
+            cohort = self._step(
+                "cohort",
+                path,
+                path,
+                upstream=netmats,
+                estimate=Estimate(bytes_written=8 * n_edge * len(netmats)),
+            )
+            yield cohort
+            for label, contrast in self.study.contrasts.items():
+                yield self._test(f"{path}/{label}", contrast, cohort, n_edge)
+
+    def _ingest(self, facts: RunFacts) -> Step:
+        inputs = self.study.inputs
+        params: dict[str, Any] = {"layout": inputs.layout, "t_r": inputs.t_r, "space": facts.space}
+        if inputs.layout == "tables":
+            params |= {"orientation": inputs.orientation, "has_header": inputs.has_header}
+        estimate = Estimate(
+            bytes_read=facts.n_bytes,
+            bytes_written=facts.n_voxel * facts.n_time * facts.itemsize,
+            memory=_BASE_BYTES + min(2 * ROW_BYTES, 2 * facts.n_voxel * facts.n_time * facts.itemsize),
+        )
+        return self._step("ingest", facts.where, facts.where, files=facts.files, params=params, estimate=estimate)
+
+    def _denoise(self, facts: RunFacts, ingest: Step) -> Step:
+        params = {**self.study.denoise.model_dump(mode="json"), **self.study.quality.model_dump(mode="json")}
+        n_bytes = 4 * facts.n_voxel * facts.n_time
+        estimate = Estimate(
+            bytes_read=facts.n_voxel * facts.n_time * facts.itemsize,
+            bytes_written=n_bytes,
+            memory=_BASE_BYTES + min(6 * BLOCK_BYTES, 6 * n_bytes) + 16 * facts.n_time**2,
+        )
+        return self._step("denoise", facts.where, facts.where, upstream=[ingest], params=params, estimate=estimate)
+
+    def _nodes(self, facts: RunFacts, name: str, nodes: NodesTable, upstream: Iterable[Step]) -> Step:
+        skip = {"atlas", "labels"} | ({"spheres"} if isinstance(nodes.spheres, str) else set())
+        n_node = self.survey.n_nodes[name]
+        n_bytes = 4 * facts.n_voxel * facts.n_time
+        estimate = Estimate(
+            bytes_read=n_bytes,
+            bytes_written=8 * n_node * facts.n_time,
+            memory=_BASE_BYTES + min(4 * BLOCK_BYTES, 4 * n_bytes),
+        )
+        return self._step(
+            "nodes",
+            f"{facts.where}/{name}",
+            facts.where,
+            files=_node_files(nodes),
+            upstream=upstream,
+            params=nodes.model_dump(mode="json", exclude=skip),
+            estimate=estimate,
+        )
+
+    def _netmat(self, facts: RunFacts, name: str, kind: str, series: Step) -> Step:
+        n_node = self.survey.n_nodes[name]
+        n_edge = n_node * (n_node - 1) // 2
+        rho = self.study.connectivity.rho if kind == "ridgep" else None
+        return self._step(
+            "netmat",
+            f"{facts.where}/{name}/{kind}",
+            facts.where,
+            upstream=[series],
+            params={"kind": kind, "rho": rho, "n_edge": n_edge},
+            estimate=Estimate(
+                bytes_written=8 * n_edge, memory=_BASE_BYTES + 8 * (4 * n_node**2 + n_node * facts.n_time)
+            ),
+        )
+
+    def _test(self, path: str, contrast: ContrastTable, cohort: Step, n_edge: int) -> Step:
+        permutation = self.study.permutation
+        n_perm = contrast.n_perm or permutation.n_perm
+        params = {
+            "hypothesis": contrast.model_dump(mode="json", exclude={"alternative", "n_perm"}),
+            "n_perm": n_perm,
+            "seed": permutation.seed,
+            "alternative": contrast.alternative or permutation.alternative,
+            "participants_id": self.study.inputs.participants_id,
+            "participants_id_format": self.study.inputs.participants_id_format,
+        }
+        estimate = Estimate(bytes_read=cohort.estimate.bytes_written, bytes_written=8 * (8 * n_edge + n_perm))
+        return self._step("test", path, path, files=self._tables(), upstream=[cohort], params=params, estimate=estimate)
+
+    def _tables(self) -> dict[str, str]:
+        inputs = self.study.inputs
+        named = {"participants": inputs.participants, "sessions": inputs.sessions}
+        return {role: path for role, path in named.items() if path is not None}
+
+    def _step(
+        self,
+        stage: str,
+        path: str,
+        where: str,
+        *,
+        files: Mapping[str, str] | None = None,
+        upstream: Iterable[Step] = (),
+        params: Mapping[str, Any] | None = None,
+        estimate: Estimate | None = None,
+    ) -> Step:
+        files, params = dict(files or {}), dict(params or {})
+        reads = tuple(Upstream(address=step.address, key=step.key) for step in upstream)
+        digests = {path: self.digests[path] for path in files.values()}
+        depends = {
+            "stage": stage,
+            "code": code_version(),
+            "params": params,
+            "files": {role: digests[path] for role, path in files.items()},
+            "upstream": [[str(up.address), up.key] for up in reads],
+        }
+        return Step(
+            stage=stage,
+            address=Address(path=path, step=stage),
+            key=sha256_bytes(canonical_json(depends))[:32],
+            where=where,
+            files=files,
+            upstream=reads,
+            params=params,
+            digests=digests,
+            estimate=estimate or Estimate(),
+        )
+
+
+def _node_files(nodes: NodesTable) -> dict[str, str]:
+    named = {
+        "atlas": nodes.atlas,
+        "labels": nodes.labels,
+        "spheres": nodes.spheres if isinstance(nodes.spheres, str) else None,
+    }
+    return {role: path for role, path in named.items() if path is not None}

@@ -1,0 +1,79 @@
+"""A step bound to the folder and store of its study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import xarray as xr
+
+from kconn.io import cubes, store
+from kconn.io.store import Address, Target
+from kconn.plan import Step
+from kconn.versions import software_versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a stage needs.
+
+    Attributes
+    ----------
+    step
+        The step of the plan.
+    folder
+        The folder that the step's files are relative to.
+    root
+        The store.
+    code
+        Version of the code that the plan was made with.
+    """
+
+    step: Step
+    folder: Path
+    root: Path
+    code: str
+
+    @property
+    def target(self) -> Target:
+        """The group that this job publishes, with its provenance. It names no host, user, time or absolute path."""
+        step = self.step
+        provenance = {
+            "stage": step.stage,
+            "params": dict(step.params),
+            "files": {role: {"path": path, "sha256": step.digests[path]} for role, path in step.files.items()},
+            "upstream": {str(up.address): up.key for up in step.upstream},
+            "software": software_versions(),
+        }
+        return Target(root=self.root, address=step.address, key=step.key, provenance=provenance)
+
+    def file(self, role: str) -> Path | None:
+        """Return the path of an input file, or None where the step has none in this role."""
+        path = self.step.files.get(role)
+        return None if path is None else self.folder / path
+
+    def open(self, address: Address) -> xr.Dataset:
+        """Open an upstream result lazily."""
+        return cubes.open_group(self.root, address)
+
+    def publish(self, ds: xr.Dataset) -> None:
+        """Write the result and make it current."""
+        cubes.write_dataset(self.target, ds)
+
+    def is_published(self) -> bool:
+        """Return whether the result is there, making an earlier one of the same key current if need be."""
+        target = self.target
+        if store.is_published(self.root, target.address, target.key):
+            return True
+        return store.republish(self.root, target.address, target.key)
+
+
+def excluded(reason: str) -> xr.Dataset:
+    """Return the result of a run that is left out: no variables, only the reason."""
+    return xr.Dataset(attrs={"excluded": reason})
+
+
+def exclusion(ds: xr.Dataset) -> str | None:
+    """Return why a run was left out, or None."""
+    reason = ds.attrs.get("excluded")
+    return None if reason is None else str(reason)

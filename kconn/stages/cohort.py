@@ -1,0 +1,123 @@
+"""The stages of the cohort: the quality table, the cube of netmats, and one test per contrast."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from kconn.cohort import assemble, average_runs
+from kconn.design import Hypothesis, build_test
+from kconn.errors import InputError
+from kconn.inference import permutation_test
+from kconn.io import tables
+from kconn.stages.binding import Job, exclusion
+
+#: Columns of the quality table that are numbers of a denoised run.
+_NUMBERS: Final = (
+    "n_frames",
+    "n_kept",
+    "minutes_kept",
+    "mean_fd",
+    "max_fd",
+    "median_tsnr",
+    "n_regressors",
+    "df_left",
+    "n_constant",
+)
+
+
+def collect_quality(job: Job) -> None:
+    """Gather one row per run: how it moved, what was kept, whether and why it was left out."""
+    rows = []
+    for up in job.step.upstream:
+        attrs = job.open(up.address).attrs
+        subject, session, run = split_path(up.address.path)
+        numbers = {name: float(attrs.get(name, np.nan)) for name in _NUMBERS}
+        rows.append(
+            {"subject": subject, "session": session, "run": run, **numbers, "excluded": attrs.get("excluded", "")}
+        )
+    table = pd.DataFrame(rows)
+    text = ("subject", "session", "run", "excluded")
+    job.publish(
+        xr.Dataset(
+            {name: ("row", table[name].to_numpy(dtype=object if name in text else np.float64)) for name in table}
+        )
+    )
+
+
+def assemble_cohort(job: Job) -> None:
+    """Average the runs of each session and stack the sessions into ``netmat (observation, edge)``."""
+    sessions: dict[tuple[str, str], list[xr.Dataset]] = {}
+    for up in job.step.upstream:
+        subject, session, _ = split_path(up.address.path)
+        netmat = job.open(up.address)
+        if exclusion(netmat) is None:
+            sessions.setdefault((subject, session), []).append(netmat)
+    if not sessions:
+        raise InputError(
+            "E-NO-RUNS",
+            "every run was left out",
+            rule="at least one run is within the quality limits",
+            fix="look at the reasons with `kconn status`, and at [quality] and [denoise] in the study file",
+        )
+    cube = assemble(
+        (f"sub-{subject}", f"ses-{session}", average_runs(runs)) for (subject, session), runs in sessions.items()
+    )
+    for name, prefix in (("subject", "sub-"), ("session", "ses-")):
+        labels = [str(label).removeprefix(prefix) for label in cube[name].to_numpy()]
+        cube = cube.assign_coords({name: ("observation", np.array(labels, dtype=object))})
+    job.publish(cube)
+
+
+def test_contrast(job: Job) -> None:
+    """Test one contrast over the edges of the cohort."""
+    params = job.step.params
+    cohort = job.open(job.step.upstream[0].address)
+    participants, sessions = read_people(job, cohort)
+    hypothesis = Hypothesis.of(params["hypothesis"])
+    test = build_test(cohort["netmat"], participants, sessions, hypothesis)
+    result = permutation_test(
+        test.data,
+        test.design,
+        {"tested": test.weights},
+        n_perm=params["n_perm"],
+        seed=params["seed"],
+        alternative=params["alternative"],
+        sign_flip=test.sign_flip,
+    )
+    left_out = [f"{subject}: {reason}" for subject, reason in sorted(test.left_out.items())]
+    result = (
+        result.isel(contrast=0)
+        .assign_coords(contrast=job.step.address.path.split("/")[-1])
+        .assign_attrs(
+            question=test.question,
+            test=hypothesis.test,
+            formula=hypothesis.formula,
+            regressors=list(test.design.columns),
+            n_observation=len(test.design),
+            left_out=left_out,
+        )
+    )
+    job.publish(result.assign(design=(("observation", "regressor"), test.design.to_numpy())))
+
+
+def split_path(path: str) -> tuple[str, str, str]:
+    """Return subject, session and run of ``sub-01/ses-1/run-1/...``."""
+    subject, session, run = path.split("/")[:3]
+    return subject.removeprefix("sub-"), session.removeprefix("ses-"), run.removeprefix("run-")
+
+
+def read_people(job: Job, cohort: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return the participants and sessions tables of a step, or rows without columns where there is none."""
+    params = job.step.params
+    path, sessions_path = job.file("participants"), job.file("sessions")
+    options = {"id_column": params["participants_id"], "id_format": params["participants_id_format"]}
+    if path is None:
+        participants = pd.DataFrame(index=pd.Index(np.unique(cohort["subject"].to_numpy().astype(str)), name="subject"))
+    else:
+        participants = tables.read_participants(path, **options)
+    sessions = None if sessions_path is None else tables.read_sessions(sessions_path, **options)
+    return participants, sessions

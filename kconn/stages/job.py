@@ -1,0 +1,99 @@
+"""Run one job: skip what is published, keep the arithmetic of every worker the same, name every error's place."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import dask
+
+from kconn.errors import KconnError, ResourceError
+from kconn.io.cubes import translated
+from kconn.kernels.blas import single_thread
+from kconn.plan import Step
+from kconn.stages.binding import Job
+from kconn.stages.cohort import assemble_cohort, collect_quality, test_contrast
+from kconn.stages.run import denoise_run, estimate_run_netmat, extract_nodes, ingest_run
+from kconn.versions import code_version
+
+__all__ = ["STAGES", "Job", "Outcome", "run_job"]
+
+Outcome = Literal["made", "kept"]
+Stage = Callable[[Job], None]
+
+STAGES: Final[dict[str, Stage]] = {
+    "ingest": ingest_run,
+    "denoise": denoise_run,
+    "nodes": extract_nodes,
+    "netmat": estimate_run_netmat,
+    "quality": collect_quality,
+    "cohort": assemble_cohort,
+    "test": test_contrast,
+}
+
+
+def run_job(job: Job, *, scheduler: Any = None) -> Outcome:
+    """Run one step unless its result is published.
+
+    One BLAS thread and one canonical block grid make the bits the same on every worker.
+
+    Parameters
+    ----------
+    job
+        The step and where it reads and writes.
+    scheduler
+        A Dask client or ``"threads"`` for the tasks inside the step, or None to compute them one after the other.
+
+    Returns
+    -------
+    ``"kept"`` if the result was there, ``"made"`` if it was computed.
+
+    Raises
+    ------
+    KconnError
+        Whatever went wrong, with its place; ``E-INTERNAL`` for what nobody foresaw, with the traceback in the log.
+    """
+    step = job.step
+    if job.code != code_version():
+        raise ResourceError(
+            "E-CODE-VERSION",
+            f"this worker runs kconn {code_version()}",
+            where=step.where,
+            rule=f"the plan was made with {job.code}",
+            fix="install the same kconn on every machine",
+        )
+    if job.is_published():
+        return "kept"
+    try:
+        with (
+            translated(step.address),
+            single_thread(),
+            dask.config.set(scheduler=scheduler or "synchronous"),
+        ):
+            STAGES[step.stage](job)
+    except KconnError as error:
+        raise error.at(step.where) from error
+    except MemoryError as error:
+        raise ResourceError(
+            "E-MEM",
+            f"{step.stage} ran out of memory",
+            where=step.where,
+            rule=f"it needs about {step.estimate.memory / 1e6:.0f} MB",
+            fix="run with fewer workers, or on a machine with more memory",
+        ) from error
+    except Exception as error:
+        raise _unforeseen(error, step) from error
+    return "made"
+
+
+def _unforeseen(error: Exception, step: Step) -> KconnError:
+    found = KconnError(
+        "E-INTERNAL",
+        f"{step.stage} failed: {type(error).__name__}",
+        where=step.where,
+        rule="kconn foresees its errors; this one it did not",
+        fix="report it with the log; what was finished is kept",
+    )
+    found.details = "".join(traceback.format_exception(error))
+    return found

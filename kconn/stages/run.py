@@ -1,0 +1,213 @@
+"""The stages of one run: ingest, denoise, nodes, netmat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from kconn.denoising import censor, denoise
+from kconn.errors import InputError, KconnError
+from kconn.io import cubes, nifti, tables
+from kconn.io.nifti import BoldHeader
+from kconn.netmats import estimate_netmats, fisher_z
+from kconn.nodesets import load_nodes
+from kconn.parcellation import parcellate
+from kconn.quality import estimate_quality
+from kconn.stages.binding import Job, excluded, exclusion
+
+#: Bytes of volumes that the reader holds beside the row of chunks.
+_STREAM_BYTES: Final = 32 * 1024 * 1024
+#: Errors of denoising that speak of one run's motion, not of the study: the run is left out, with the reason.
+_LEAVES_OUT: Final = frozenset({"E-NO-FRAMES", "E-DF"})
+
+
+def ingest_run(job: Job) -> None:
+    """Read one run into ``bold``, ``confounds``, ``sample_mask`` and its coordinates."""
+    if job.step.params["layout"] == "tables":
+        job.publish(_read_table_run(job))
+    else:
+        _stream_image_run(job)
+
+
+def denoise_run(job: Job) -> None:
+    """Censor and denoise one run; a run beyond the quality limits is left out, with the reason."""
+    params = job.step.params
+    run = job.open(job.step.reads("ingest").address)
+    try:
+        run = censor(run, fd_threshold=_off(params["fd_threshold"]), n_dummy=params["dummy_frames"])
+        clean = denoise(
+            run,
+            confounds=params["confounds"],
+            high_pass=_off(params["high_pass"]),
+            low_pass=_off(params["low_pass"]),
+            detrend=params["detrend"],
+            min_dof=params["min_dof"],
+        )
+        out = estimate_quality(clean).drop_vars(["bold", "confounds", *"ijk", "confound"], errors="ignore")
+        if reason := _beyond_limits(out, params):
+            out = out.drop_vars("denoised").assign_attrs(excluded=reason)
+        job.publish(out)
+    except KconnError as error:
+        if error.code not in _LEAVES_OUT:
+            raise
+        job.publish(excluded(f"{error.code} {error.problem}"))
+
+
+def extract_nodes(job: Job) -> None:
+    """Average the denoised run into the series of one node set."""
+    run = job.open(job.step.reads("denoise").address)
+    if reason := exclusion(run):
+        job.publish(excluded(reason))
+        return
+    raw = job.open(job.step.reads("ingest").address)
+    joined = cubes.join_steps(raw.drop_vars("bold"), run)
+    params = dict(job.step.params)
+    nodes = load_nodes(params, {role: job.folder / path for role, path in job.step.files.items()}, raw)
+    out = parcellate(joined, nodes, min_coverage=params["min_coverage"])
+    job.publish(out[["timeseries", "coverage", "sample_mask"]].drop_vars(list("ijk"), errors="ignore"))
+
+
+def estimate_run_netmat(job: Job) -> None:
+    """Estimate one kind of netmat from the series of one run, as Fisher z unless it is a covariance."""
+    series = job.open(job.step.upstream[0].address)
+    if reason := exclusion(series):
+        job.publish(excluded(reason))
+        return
+    params = job.step.params
+    out = estimate_netmats(series, kind=params["kind"], rho=params["rho"])
+    if params["kind"] != "cov":
+        out = fisher_z(out)
+    job.publish(out.drop_vars(["timeseries", "coverage", "sample_mask"]))
+
+
+def _read_table_run(job: Job) -> xr.Dataset:
+    params, where = job.step.params, job.step.where
+    path = job.file("timeseries")
+    assert path is not None  # noqa: S101 - the plan gives every table run its file
+    table = tables.read_timeseries(
+        path, orientation=params["orientation"], has_header=params["has_header"], where=where
+    )
+    n_time = table.values.shape[1]
+    ds = xr.Dataset(
+        {"bold": (("node", "time"), table.values)},
+        coords={"node": ("node", np.array(table.names, dtype=object)), **_time(n_time, params["t_r"])},
+        attrs={"where": where, "t_r": params["t_r"], "notes": list(table.notes)},
+    )
+    return _with_tables(job, ds)
+
+
+def _stream_image_run(job: Job) -> None:
+    params, where = job.step.params, job.step.where
+    path, sidecar = job.file("bold"), job.file("sidecar")
+    assert path is not None  # noqa: S101 - the plan gives every image run its file
+    sidecar_t_r = None if sidecar is None else nifti.read_sidecar_t_r(sidecar, where=where)
+    header = nifti.read_header(path, where=where, t_r=params["t_r"], sidecar_t_r=sidecar_t_r)
+    flat_index, ijk = _find_voxels(job, header)
+    dtype, bold_attrs = _stored_as(header)
+    n_block = max(1, _STREAM_BYTES // (header.n_voxel * np.dtype(header.dtype).itemsize))
+    blocks = nifti.stream_frames(path, header, frames_per_block=n_block, where=where)
+    rest = xr.Dataset(
+        coords={axis: ("voxel", ijk[i]) for i, axis in enumerate("ijk")} | _time(header.n_time, header.t_r),
+        attrs={
+            "where": where,
+            "t_r": header.t_r,
+            "space": params["space"] or "",
+            "affine": [list(row) for row in header.affine],
+            "grid_shape": list(header.grid_shape),
+            "stored_dtype": header.dtype,
+            "qform_code": header.qform_code,
+            "sform_code": header.sform_code,
+            "notes": list(header.notes),
+        },
+    )
+    cubes.write_bold_stream(
+        job.target,
+        _finite(blocks, header, dtype, flat_index, where),
+        flat_index=flat_index,
+        n_time=header.n_time,
+        dtype=dtype,
+        rest=_with_tables(job, rest),
+        bold_attrs=bold_attrs,
+    )
+
+
+def _with_tables(job: Job, ds: xr.Dataset) -> xr.Dataset:
+    """Add confounds, framewise displacement and a mask that keeps every frame."""
+    where, n_time = job.step.where, ds.sizes["time"]
+    if (path := job.file("confounds")) is not None:
+        table = tables.read_confounds(path, n_time=n_time, where=where)
+        ds = ds.assign(confounds=(("time", "confound"), table.values))
+        ds = ds.assign_coords(confound=("confound", np.array(table.names, dtype=object)))
+    if (path := job.file("fd")) is not None:
+        ds = ds.assign(framewise_displacement=("time", tables.read_vector(path, n_time=n_time, where=where)))
+    return ds.assign(sample_mask=("time", np.ones(n_time, dtype=bool)))
+
+
+def _find_voxels(job: Job, header: BoldHeader) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return the flat positions, in file order, and the indices ``(3, voxel)`` of the voxels that are kept."""
+    path = job.file("mask")
+    if path is None:
+        flat_index = np.arange(header.n_voxel)
+    else:
+        mask = nifti.read_mask(path, grid_shape=header.grid_shape, affine=header.affine, where=job.step.where)
+        flat_index = np.flatnonzero(mask.ravel(order="F"))
+    ijk = np.stack(np.unravel_index(flat_index, header.grid_shape, order="F")).astype(np.int32)
+    return flat_index, ijk
+
+
+def _stored_as(header: BoldHeader) -> tuple[np.dtype[Any], dict[str, float]]:
+    """Keep small integers as they are on disk, with their scaling beside them; all else becomes float32."""
+    dtype = np.dtype(header.dtype).newbyteorder("=")
+    if dtype.kind in "iu" and dtype.itemsize <= 2:
+        return dtype, {"scl_slope": header.scl_slope, "scl_inter": header.scl_inter}
+    return np.dtype(np.float32), {}
+
+
+def _finite(
+    blocks: Iterator[npt.NDArray[Any]],
+    header: BoldHeader,
+    dtype: np.dtype[Any],
+    flat_index: npt.NDArray[np.int64],
+    where: str,
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield the blocks in the type that is stored, refusing values inside the mask that are not finite."""
+    n_seen = 0
+    for block in blocks:
+        if dtype.kind in "iu":
+            yield block
+            continue
+        values = nifti.scale_block(block, header)
+        bad = ~np.isfinite(values[:, flat_index]).all(axis=1)
+        if bad.any():
+            raise InputError(
+                "E-NIFTI-NAN",
+                f"frame {n_seen + int(np.argmax(bad))} holds NaN or infinite values inside the mask",
+                where=where,
+                rule="every voxel of the mask has a finite value in every frame",
+                fix="repair the preprocessing, or use a mask that leaves these voxels out",
+            )
+        n_seen += len(block)
+        yield values
+
+
+def _time(n_time: int, t_r: float) -> dict[str, Any]:
+    return {"time": ("time", np.arange(n_time) * t_r, {"units": "s"})}
+
+
+def _off(value: float | str) -> float | None:
+    return None if isinstance(value, str) else value
+
+
+def _beyond_limits(found: xr.Dataset, limits: Mapping[str, Any]) -> str:
+    """Return which quality limit a run breaks, or an empty string."""
+    n_kept, mean_fd = int(found["n_kept"]), float(found["mean_fd"])
+    if n_kept < limits["min_frames"]:
+        return f"{n_kept} frames kept, fewer than {limits['min_frames']}"
+    highest = _off(limits["max_mean_fd"])
+    if highest is not None and mean_fd > highest:
+        return f"mean framewise displacement {mean_fd:.3f} mm, above {highest}"
+    return ""

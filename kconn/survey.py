@@ -1,0 +1,355 @@
+"""Everything about a study that can be checked before any compute: runs, headers, tables, atlases, designs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from kconn.confounds import select_terms
+from kconn.design import Hypothesis, build_test
+from kconn.errors import InputError, KconnError, StudyFileError
+from kconn.io import layout, nifti, tables
+from kconn.io.layout import Run
+from kconn.kernels import glm
+from kconn.kernels.filtering import check_band
+from kconn.netmats import check_rank
+from kconn.nodesets import load_nodes
+from kconn.parcellation import Columns, NodeSet, find_members
+from kconn.study import NodesTable, Study
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What is known of one run before its data are read.
+
+    Attributes
+    ----------
+    run
+        Labels and files.
+    files
+        Role -> path relative to the study file.
+    space
+        BIDS space, or None.
+    n_time, n_voxel, itemsize
+        Frames, voxels or columns, bytes per stored value.
+    n_bytes
+        Size of the file.
+    template
+        A Dataset with the grid or the columns and the attrs of the run, but no data.
+    """
+
+    run: Run
+    files: Mapping[str, str]
+    space: str | None
+    n_time: int
+    n_voxel: int
+    itemsize: int
+    n_bytes: int
+    template: xr.Dataset = field(repr=False)
+
+    @property
+    def where(self) -> str:
+        """``sub-01/ses-1/run-1``."""
+        return self.run.where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was found, and everything that is wrong with it.
+
+    Attributes
+    ----------
+    runs
+        Runs that can be read.
+    participants, sessions
+        The tables; participants has a row without columns per subject where there is no table.
+    n_nodes
+        Node set -> nodes.
+    left_out
+        Subject -> why no run of it is used.
+    problems
+        What has to be put right before the study can run.
+    """
+
+    runs: tuple[RunFacts, ...]
+    participants: pd.DataFrame
+    sessions: pd.DataFrame | None
+    n_nodes: Mapping[str, int]
+    left_out: Mapping[str, str]
+    problems: tuple[KconnError, ...]
+
+    def refuse_problems(self) -> None:
+        """Raise the first problem, saying how many there are.
+
+        Raises
+        ------
+        KconnError
+        """
+        if not self.problems:
+            return
+        first = self.problems[0]
+        if len(self.problems) == 1:
+            raise first
+        more = f" (and {len(self.problems) - 1} more; `kconn check` lists all)"
+        raise type(first)(first.code, first.problem + more, where=first.where, rule=first.rule, fix=first.fix)
+
+
+def survey_study(study: Study) -> Survey:
+    """Look at every input of a study without computing anything.
+
+    Raises
+    ------
+    KconnError
+        Where nothing can be said at all: no run, or tables that cannot be read. All else is in ``problems``.
+    """
+    problems: list[KconnError] = []
+    runs = find_runs(study)
+    participants, sessions = read_people(study, runs)
+    runs, left_out = _include(study, runs, participants, problems)
+    facts: list[RunFacts] = []
+    for run in runs:
+        with _collected(problems, run.where):
+            facts.append(_examine(study, run))
+    n_nodes = _check_nodes(study, facts, problems)
+    if facts and not problems:
+        _check_contrasts(study, facts, participants, sessions, problems)
+    return Survey(
+        runs=tuple(facts),
+        participants=participants,
+        sessions=sessions,
+        n_nodes=n_nodes,
+        left_out=left_out,
+        problems=tuple(problems),
+    )
+
+
+def find_runs(study: Study) -> list[Run]:
+    """Return the runs of a study, sorted."""
+    inputs = study.inputs
+    root = study.folder / inputs.root
+    if inputs.layout == "tables":
+        return layout.find_runs_tables(
+            root,
+            pattern=str(inputs.pattern),
+            fd_pattern=inputs.fd_pattern,
+            confounds_pattern=inputs.confounds_pattern,
+        )
+    return layout.find_runs_fmriprep(root, task=inputs.task, space=inputs.space, res=inputs.res)
+
+
+def read_people(study: Study, runs: Iterable[Run]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return the participants table, with a bare row per subject where there is none, and the sessions table."""
+    inputs = study.inputs
+    options = {"id_column": inputs.participants_id, "id_format": inputs.participants_id_format}
+    sessions = None if inputs.sessions is None else tables.read_sessions(study.folder / inputs.sessions, **options)
+    if inputs.participants is not None:
+        return tables.read_participants(study.folder / inputs.participants, **options), sessions
+    subjects = sorted({run.subject for run in runs})
+    return pd.DataFrame(index=pd.Index(subjects, name="subject")), sessions
+
+
+@contextmanager
+def _collected(problems: list[KconnError], where: str = "") -> Iterator[None]:
+    try:
+        yield
+    except KconnError as error:
+        problems.append(error.at(where))
+
+
+def _include(
+    study: Study, runs: list[Run], participants: pd.DataFrame, problems: list[KconnError]
+) -> tuple[list[Run], dict[str, str]]:
+    """Apply ``[inputs] include``; every subject with a run must have a row."""
+    left_out: dict[str, str] = {}
+    subjects = {run.subject for run in runs}
+    with _collected(problems):
+        tables.check_ids(sorted(subjects), participants.index, what="participants table")
+    for column, wanted in study.inputs.include.items():
+        if column not in participants.columns:
+            problems.append(
+                StudyFileError(
+                    "E-STUDY-VALUE",
+                    f"inputs.include names the column {column!r}",
+                    rule=f"the participants table has {', '.join(map(str, participants.columns))}",
+                    fix="correct the name",
+                )
+            )
+            continue
+        values = wanted if isinstance(wanted, list) else [wanted]
+        out = participants.index[~participants[column].isin(values)]
+        left_out |= {str(subject): f"{column} is not {' or '.join(map(str, values))}" for subject in out}
+    left_out |= {str(subject): "no run was found" for subject in participants.index if subject not in subjects}
+    return [run for run in runs if run.subject not in left_out], left_out
+
+
+def _examine(study: Study, run: Run) -> RunFacts:
+    facts = _examine_table(study, run) if study.inputs.layout == "tables" else _examine_image(study, run)
+    denoise, template = study.denoise, facts.template
+    high_pass, low_pass = (None if isinstance(f, str) else f for f in (denoise.high_pass, denoise.low_pass))
+    check_band(facts.n_time, t_r=float(template.attrs["t_r"]), high_pass=high_pass, low_pass=low_pass)
+    needs_table = denoise.confounds not in ("none", [])
+    if "confounds" in facts.files:
+        table = tables.read_confounds(study.folder / facts.files["confounds"], n_time=facts.n_time, where=run.where)
+        select_terms(table.names, denoise.confounds, where=run.where)
+    elif needs_table:
+        raise InputError(
+            "E-FILE-MISSING",
+            f"the run has no confound table, and denoise.confounds is {denoise.confounds!r}",
+            where=run.where,
+            rule="confounds come from a table beside the run",
+            fix='add the table, or set confounds = "none"',
+        )
+    if denoise.fd_threshold != "none" and not {"fd", "confounds"} & set(facts.files):
+        raise InputError(
+            "E-FILE-MISSING",
+            "the run has no framewise displacement, and denoise.fd_threshold is set",
+            where=run.where,
+            rule="framewise displacement comes from the confound table or from fd_pattern",
+            fix='add it, or set fd_threshold = "none"',
+        )
+    return facts
+
+
+def _examine_image(study: Study, run: Run) -> RunFacts:
+    inputs = study.inputs
+    assert run.bold is not None  # noqa: S101 - the layout gives every image run its file
+    sidecar_t_r = None if run.sidecar is None else nifti.read_sidecar_t_r(run.sidecar, where=run.where)
+    header = nifti.read_header(run.bold, where=run.where, t_r=inputs.t_r, sidecar_t_r=sidecar_t_r)
+    attrs = {"where": run.where, "t_r": header.t_r, "affine": header.affine, "grid_shape": list(header.grid_shape)}
+    n_voxel = header.n_voxel
+    if inputs.mask == "brain":
+        if run.mask is None:
+            raise InputError(
+                "E-FILE-MISSING",
+                "the run has no brain mask",
+                where=run.where,
+                rule="inputs.mask is 'brain'",
+                fix='add desc-brain_mask, or set mask = "none"',
+            )
+        mask = nifti.read_mask(run.mask, grid_shape=header.grid_shape, affine=header.affine, where=run.where)
+        n_voxel = int(mask.sum())
+    itemsize = np.dtype(header.dtype).itemsize
+    return RunFacts(
+        run=run,
+        files=_files(study, run),
+        space=run.space,
+        n_time=header.n_time,
+        n_voxel=n_voxel,
+        itemsize=itemsize if np.dtype(header.dtype).kind in "iu" and itemsize <= 2 else 4,
+        n_bytes=run.bold.stat().st_size,
+        template=xr.Dataset(attrs=attrs),
+    )
+
+
+def _examine_table(study: Study, run: Run) -> RunFacts:
+    inputs = study.inputs
+    assert run.timeseries is not None  # noqa: S101 - the layout gives every table run its file
+    assert inputs.orientation is not None  # noqa: S101 - the study file states it for this layout
+    table = tables.read_timeseries(
+        run.timeseries, orientation=inputs.orientation, has_header=inputs.has_header, where=run.where
+    )
+    n_node, n_time = len(table.names), table.values.shape[1]  # noqa: PD011 - no DataFrame
+    if (fd := run.fd) is not None:
+        tables.read_vector(fd, n_time=n_time, where=run.where)
+    names = np.array(table.names, dtype=object)
+    return RunFacts(
+        run=run,
+        files=_files(study, run),
+        space=None,
+        n_time=n_time,
+        n_voxel=n_node,
+        itemsize=8,
+        n_bytes=run.timeseries.stat().st_size,
+        template=xr.Dataset(coords={"node": ("node", names)}, attrs={"where": run.where, "t_r": inputs.t_r}),
+    )
+
+
+def _files(study: Study, run: Run) -> dict[str, str]:
+    found: dict[str, Path | None] = {
+        "bold": run.bold,
+        "timeseries": run.timeseries,
+        "mask": run.mask if study.inputs.mask == "brain" else None,
+        "confounds": run.confounds,
+        "sidecar": run.sidecar,
+        "fd": run.fd,
+    }
+    return {role: os.path.relpath(path, study.folder) for role, path in found.items() if path is not None}
+
+
+def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> dict[str, int]:
+    """Load every node set and place it on the grid of every run; a grid that was seen is not tried again."""
+    n_nodes: dict[str, int] = {}
+    for name, table in study.nodes.items():
+        seen: set[Any] = set()
+        for run in facts:
+            grid = _grid(run)
+            if grid in seen:
+                continue
+            seen.add(grid)
+            with _collected(problems, f"nodes.{name}, {run.where}"):
+                nodes = _load(study, table, run)
+                _place(nodes, run)
+                n_nodes[name] = max(n_nodes.get(name, 0), len(nodes.names))
+                if "partial" in study.connectivity.kinds:
+                    check_rank(run.n_time, len(nodes.names))
+    return n_nodes
+
+
+def _grid(run: RunFacts) -> Any:
+    if "node" in run.template.coords:
+        return tuple(run.template["node"].to_numpy())
+    return (tuple(run.template.attrs["grid_shape"]), np.asarray(run.template.attrs["affine"]).tobytes())
+
+
+def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet:
+    named = {"atlas": table.atlas, "labels": table.labels, "spheres": table.spheres}
+    files = {role: study.folder / path for role, path in named.items() if isinstance(path, str)}
+    return load_nodes(table.model_dump(mode="json"), files, run.template)
+
+
+def _place(nodes: NodeSet, run: RunFacts) -> None:
+    if isinstance(nodes.source, Columns):
+        return
+    if "node" in run.template.coords:
+        raise InputError(
+            "E-NODES",
+            "an atlas or spheres need images, these runs are tables of node series",
+            rule="columns are the nodes of tables",
+            fix='write columns = "all"',
+        )
+    attrs = run.template.attrs
+    find_members(nodes, tuple(attrs["grid_shape"]), np.asarray(attrs["affine"]), where=run.where)
+
+
+def _check_contrasts(
+    study: Study,
+    facts: list[RunFacts],
+    participants: pd.DataFrame,
+    sessions: pd.DataFrame | None,
+    problems: list[KconnError],
+) -> None:
+    """Build the design of every contrast as if every run were usable."""
+    observations = sorted({(run.run.subject, run.run.session) for run in facts})
+    netmat = xr.DataArray(
+        np.zeros((len(observations), 1)),
+        dims=("observation", "edge"),
+        coords={
+            "observation": ("observation", np.array([f"{subject}/{session}" for subject, session in observations])),
+            "subject": ("observation", np.array([subject for subject, _ in observations], dtype=object)),
+            "session": ("observation", np.array([session for _, session in observations], dtype=object)),
+        },
+    )
+    for name, contrast in study.contrasts.items():
+        with _collected(problems, f"contrasts.{name}"):
+            fields = contrast.model_dump(mode="json", exclude={"alternative", "n_perm"})
+            test = build_test(netmat, participants, sessions, Hypothesis.of(fields))
+            glm.check_design(test.design.to_numpy())
+            glm.split_design(test.design.to_numpy(), test.weights)
