@@ -108,22 +108,17 @@ def join_shufflings(values: xr.DataArray | npt.ArrayLike, observations: Observat
 
 
 def join_permutations(values: xr.DataArray | npt.ArrayLike, observations: Observations) -> npt.NDArray[np.generic]:
-    """Return a permutation table with rows and entries in the order of the observations.
+    """Return a permutation table with columns and entries in the order of the observations.
 
     A plain table counts rows of the data as they were given. A DataArray with ids along ``observation``, as a result
-    holds it, counts in the order of these ids.
+    holds it, counts observations sorted by id, whatever the order of its columns.
     """
-    if isinstance(values, xr.DataArray) and DIM in values.coords:
-        ids = [str(found) for found in values[DIM].to_numpy()]
-        table = join_shufflings(values, observations)
-        position = {wanted: i for i, wanted in enumerate(observations.ids)}
-        target = np.asarray([position[found] for found in ids])
-    else:
-        table = join_shufflings(values, observations)
-        target = np.argsort(observations.order)
+    table = join_shufflings(values, observations)
     valid = table.dtype.kind in "iu" and table.size > 0 and table.min() >= 0 and table.max() < observations.n_obs
-    # Entries outside the range are left as they are, for the check of the table to name.
-    return np.asarray(target[table]) if valid else table
+    if not valid or (isinstance(values, xr.DataArray) and DIM in values.coords):
+        # Entries outside the range are left as they are, for the check of the table to name.
+        return table
+    return np.asarray(np.argsort(observations.order)[table])
 
 
 def _refuse_duplicates(ids: Sequence[str], what: str) -> None:

@@ -27,6 +27,7 @@ class _Gate:
     def enter(self) -> None:
         with self._lock:
             if self._n_inside == 0:
+                _release_control()
                 self._limits = threadpool_limits(limits=1, user_api="blas")
             self._n_inside += 1
 
@@ -34,8 +35,21 @@ class _Gate:
         with self._lock:
             self._n_inside -= 1
             if self._n_inside == 0 and self._limits is not None:
+                _release_control()
                 self._limits.restore_original_limits()
                 self._limits = None
+                _release_control()
+
+
+def _release_control() -> None:
+    """Let this thread set limits.
+
+    From threadpoolctl 3.8 on, the thread that first set a limit of OpenBLAS owns it while it lives, and the calls of
+    all others do nothing, silently: of two workers of a pool only one would ever have its limit.
+    """
+    for library in ThreadpoolController().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
 
 
 _GATE = _Gate()

@@ -242,7 +242,7 @@ def t_to_z(t: FloatArray, dof: npt.ArrayLike) -> FloatArray:
     size = np.abs(t)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         tail = special.stdtr(nu, -size)
-        far = size * np.sqrt(nu * np.log1p(size**2 / nu)) / np.where(size > 0, size, 1) * (8 * nu + 3) / (8 * nu + 1)
+        far = np.sqrt(nu * np.log1p(size**2 / nu)) * (8 * nu + 1) / (8 * nu + 3)
         z = np.where(tail > 1e-300, -special.ndtri(tail), far)
     return np.asarray(np.sign(t) * z)
 
