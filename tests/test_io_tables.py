@@ -159,6 +159,12 @@ def test_read_participants__maps_numbers_with_id_format(tmp_path):
     assert list(table.index) == ["S4", "S12"]
 
 
+@pytest.mark.parametrize("id_format", ["{}{}", "{:x}", "no field", "../{:03d}", "{0.__class__}"])
+def test_read_participants__refuses_any_other_id_format(tmp_path, id_format):
+    (tmp_path / "p.csv").write_text("ID,Age\n4,26\n")
+    assert code_of(tables.read_participants, tmp_path / "p.csv", id_column="ID", id_format=id_format) == "E-STUDY-VALUE"
+
+
 def test_read_sessions__indexes_by_subject_and_session(tmp_path):
     (tmp_path / "s.tsv").write_text("participant_id\tsession_id\tdose\nsub-01\tses-1\t0\nsub-01\tses-2\t5\n")
     table = tables.read_sessions(tmp_path / "s.tsv")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -149,29 +150,13 @@ def find_runs_tables(
             run=labels.get("run", NO_LABEL),
             timeseries=_inside(path, root),
         )
-        found = match.groupdict()
-        runs.append(
-            _with_tables(
-                run,
-                fd=_find_one(root, fd_pattern, found, what="framewise displacement", where=run.where),
-                confounds=_find_one(root, confounds_pattern, found, what="confound table", where=run.where),
-            )
-        )
+        find = partial(_find_one, root, labels=match.groupdict(), where=run.where)
+        fd, confounds = find(fd_pattern, what="framewise displacement"), find(confounds_pattern, what="confound table")
+        runs.append(replace(run, fd=fd, confounds=confounds))
     if not runs:
         raise _no_runs(f"no file fits the pattern {pattern!r}; the folder holds {_endings(root)}")
     _check_runs(runs)
     return sorted(runs, key=lambda run: (run.subject, run.session, run.run))
-
-
-def _with_tables(run: Run, *, fd: Path | None, confounds: Path | None) -> Run:
-    return Run(
-        subject=run.subject,
-        session=run.session,
-        run=run.run,
-        timeseries=run.timeseries,
-        fd=fd,
-        confounds=confounds,
-    )
 
 
 def _check_root(root: Path) -> Path:
@@ -367,7 +352,7 @@ def _refuse_near_miss(match: re.Match[str] | None, pattern: str) -> None:
             )
 
 
-def _find_one(root: Path, pattern: str | None, labels: dict[str, str], *, what: str, where: str) -> Path | None:
+def _find_one(root: Path, pattern: str | None, *, labels: dict[str, str], what: str, where: str) -> Path | None:
     if pattern is None:
         return None
     _check_pattern(pattern)

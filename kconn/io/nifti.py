@@ -161,8 +161,9 @@ def stream_frames(
     """Yield the frames in order, in blocks (frame, voxel), reading the file once from start to end.
 
     Blocks are as stored (no scaling, see `scale_block`), in native byte order and C-contiguous. All voxels of the
-    grid are there, in the order of the file: i fastest, then j, then k. Only one block is held. The last block is
-    yielded only after the end of the file was checked: no byte is left, and in a gzip stream CRC and length agree.
+    grid are there, in the order of the file: i fastest, then j, then k. Each block is a new array, so memory is that of
+    the blocks that the caller holds and one more. The last block is yielded only after the end of the file was checked:
+    no frame is left, and in a gzip stream CRC and length agree.
 
     Parameters
     ----------
