@@ -1,0 +1,324 @@
+"""What a report is made from: plain tables and Datasets, nothing that knows of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from kconn import schema
+from kconn.design import Hypothesis
+from kconn.errors import SchemaError
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestedContrast:
+    """One tested contrast with the values behind it; `describe_contrast` makes one.
+
+    Attributes
+    ----------
+    name, node_set, kind
+        Name in the study file, node set and kind of netmat.
+    hypothesis
+        The test in the words of the study file.
+    result
+        ``effect stat dof p_unc p_fwe p_fdr (edge)`` and ``max_stat (permutation)`` as `kconn.permutation_test` returns
+        them for one contrast.
+    observed
+        ``(observation, edge)``, what was tested, Fisher z unless the kind is ``cov``.
+    visits
+        ``(visit, observation, edge)``, the two visits of a change, else None.
+    groups
+        Level of the tested factor of each observation; empty strings where there is no factor.
+    covariate
+        ``(observation,)``, the tested covariate, else None.
+    left_out
+        Subject -> why it is not in the test.
+    planted
+        Edges that are known to differ, in simulated data: ``node_i node_j sign``. None for real data.
+    """
+
+    __test__ = False  # no test class, whatever its name makes pytest think
+
+    name: str
+    node_set: str
+    kind: str
+    hypothesis: Hypothesis
+    result: xr.Dataset
+    observed: xr.DataArray
+    visits: xr.DataArray | None = None
+    groups: tuple[str, ...] = ()
+    covariate: npt.NDArray[np.float64] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    planted: pd.DataFrame | None = None
+
+    @property
+    def alternative(self) -> str:
+        """``two-sided``, ``greater`` or ``less``."""
+        return str(self.fact("alternative", "two-sided"))
+
+    @property
+    def n_perm(self) -> int:
+        """Relabellings that were used, the identity included."""
+        return int(np.isfinite(self.result["max_stat"].to_numpy()).sum())
+
+    @property
+    def n_tested(self) -> int:
+        """Edges that have a p-value."""
+        return int(np.isfinite(self.result["p_fwe"].to_numpy()).sum())
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Levels of the tested factor, the reference first."""
+        if self.hypothesis.levels is not None:
+            return tuple(map(str, self.hypothesis.levels))
+        return tuple(sorted(set(self.groups)))
+
+    def fact(self, name: str, default: Any) -> Any:
+        """Return what the result says of itself, as an attribute or as a scalar coordinate."""
+        if name in self.result.attrs:
+            return self.result.attrs[name]
+        return self.result[name].item() if name in self.result.coords and self.result[name].ndim == 0 else default
+
+    def significant(self, alpha: float) -> BoolArray:
+        """Return which edges have ``p_fwe < alpha``: ``(edge,)``."""
+        return np.asarray(self.result["p_fwe"].to_numpy() < alpha)
+
+    def towards(self) -> npt.NDArray[np.float64]:
+        """Return the statistic in the direction that was tested, ``(edge,)``: what ``max_stat`` is the maximum of."""
+        stat = self.result["stat"].to_numpy().astype(np.float64)
+        return {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[self.alternative]
+
+
+#: Kind of netmat -> words.
+KIND_WORDS: dict[str, str] = {
+    "cov": "covariance",
+    "corr": "full correlation",
+    "partial": "partial correlation",
+    "ridgep": "ridge partial correlation",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything that a report shows.
+
+    Attributes
+    ----------
+    study
+        Name of the study.
+    date
+        Day of the report in words, or empty; the report itself never reads a clock.
+    runs
+        One row per run: ``subject session run n_frames n_kept minutes_kept mean_fd max_fd median_tsnr df_left
+        excluded``; ``excluded`` is the reason, or empty.
+    participants
+        Indexed by subject.
+    cohorts
+        (node set, kind) -> ``netmat (observation, edge)``.
+    nodes
+        Node set -> table with ``node`` and, where known, ``network`` and ``x y z`` in mm.
+    contrasts
+        The tests.
+    parameters
+        The study file as nested plain data, defaults filled in.
+    software
+        Name -> version.
+    n_inputs
+        Input files whose SHA-256 the store holds.
+    group
+        Column of ``participants`` that splits the tables, or None.
+    alpha
+        Threshold for ``p_fwe``.
+    notes
+        Anything else that a reader must know, one sentence each.
+    """
+
+    study: str
+    date: str
+    runs: pd.DataFrame
+    participants: pd.DataFrame
+    cohorts: Mapping[tuple[str, str], xr.Dataset]
+    nodes: Mapping[str, pd.DataFrame]
+    contrasts: Sequence[TestedContrast]
+    parameters: Mapping[str, Any]
+    software: Mapping[str, str]
+    n_inputs: int
+    group: str | None = None
+    alpha: float = 0.05
+    notes: Sequence[str] = ()
+
+    def title(self, contrast: TestedContrast) -> str:
+        """Return the name of a test, with node set and kind where there are several."""
+        parts = [contrast.name]
+        if len({other.node_set for other in self.contrasts}) > 1:
+            parts.append(contrast.node_set)
+        if len({other.kind for other in self.contrasts}) > 1:
+            parts.append(KIND_WORDS.get(contrast.kind, contrast.kind))
+        return " · ".join(parts)
+
+
+def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
+    name: str,
+    *,
+    node_set: str,
+    kind: str,
+    result: xr.Dataset,
+    cohort: xr.Dataset,
+    participants: pd.DataFrame,
+    hypothesis: Hypothesis,
+    planted: pd.DataFrame | None = None,
+) -> TestedContrast:
+    """Put a result together with the values behind it, joined by subject.
+
+    Parameters
+    ----------
+    name, node_set, kind
+        What was tested on what.
+    result
+        One contrast of `kconn.permutation_test`, with the subjects as coordinate ``observation``.
+    cohort
+        ``netmat (observation, edge)`` with ``subject`` and ``session`` along ``observation``.
+    participants
+        Indexed by subject.
+    hypothesis
+        As in the study file.
+    planted
+        Known answer of simulated data.
+
+    Raises
+    ------
+    SchemaError
+        ``E-SCHEMA`` if a variable is missing, or a subject of the result has no row in the cohort.
+    """
+    schema.validate(result, "effect", "stat", "p_unc", "p_fwe", "p_fdr", "max_stat")
+    schema.validate(cohort, "netmat")
+    subjects = [str(label) for label in result["observation"].to_numpy()]
+    visits = None
+    if hypothesis.change is not None:
+        before, after = (_rows(cohort, subjects, (session,)) for session in hypothesis.change)
+        visits = xr.concat([before, after], dim="visit").assign_coords(visit=list(hypothesis.change))
+        values = after - before
+    else:
+        values = _rows(cohort, subjects, hypothesis.sessions)
+
+    groups: tuple[str, ...] = ("",) * len(subjects)
+    covariate = None
+    if hypothesis.effect is not None and hypothesis.effect in participants:
+        column = participants.loc[subjects, hypothesis.effect]
+        if hypothesis.test == "two-sample":
+            groups = tuple(map(str, column))
+        else:
+            covariate = column.to_numpy(dtype=np.float64)
+    left_out = dict(str(line).split(": ", 1) for line in result.attrs.get("left_out", []) if ": " in str(line))
+    return TestedContrast(
+        name=name,
+        node_set=node_set,
+        kind=kind,
+        hypothesis=hypothesis,
+        result=result,
+        observed=values,
+        visits=visits,
+        groups=groups,
+        covariate=covariate,
+        left_out=left_out,
+        planted=planted,
+    )
+
+
+def edge_table(contrast: TestedContrast) -> pd.DataFrame:
+    """Return one row per tested edge, the most significant first.
+
+    Columns ``edge`` (position), ``node_i node_j effect stat dof cohen_d partial_r p_unc p_fwe p_fdr`` and, for
+    simulated data, ``planted``.
+    """
+    result = contrast.result
+    table = pd.DataFrame(
+        {
+            "edge": np.arange(result.sizes["edge"]),
+            "node_i": result["node_i"].to_numpy().astype(str),
+            "node_j": result["node_j"].to_numpy().astype(str),
+        }
+    )
+    for name in ("effect", "stat", "dof", "cohen_d", "partial_r", "p_unc", "p_fwe", "p_fdr"):
+        values = result[name].to_numpy() if name in result else np.full(len(table), np.nan)
+        table[name] = np.broadcast_to(values, len(table)).astype(np.float64)
+    table["planted"] = _planted_sign(contrast) != 0
+    table = table[np.isfinite(table["p_fwe"])]
+    table = table.assign(size=-np.abs(table["stat"])).sort_values(["p_fwe", "size", "edge"], kind="stable")
+    return pd.DataFrame(table.drop(columns="size").reset_index(drop=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """How well the planted edges of simulated data were found: counts of edges."""
+
+    n_planted: int
+    n_found: int
+    n_wrong_sign: int
+    n_false: int
+    n_tested: int
+
+    @property
+    def sensitivity(self) -> float:
+        """Share of the planted edges that were found with the right sign; NaN if none was planted."""
+        return self.n_found / self.n_planted if self.n_planted else float("nan")
+
+
+def recover_truth(contrast: TestedContrast, *, alpha: float) -> Recovery:
+    """Compare the significant edges with the planted ones.
+
+    Parameters
+    ----------
+    contrast
+        With ``planted``; without, nothing counts as planted.
+    alpha
+        Threshold for ``p_fwe``.
+    """
+    sign = _planted_sign(contrast)
+    significant = contrast.significant(alpha)
+    same = np.sign(contrast.result["stat"].to_numpy()) == sign
+    return Recovery(
+        n_planted=int((sign != 0).sum()),
+        n_found=int((significant & (sign != 0) & same).sum()),
+        n_wrong_sign=int((significant & (sign != 0) & ~same).sum()),
+        n_false=int((significant & (sign == 0)).sum()),
+        n_tested=contrast.n_tested,
+    )
+
+
+def _planted_sign(contrast: TestedContrast) -> npt.NDArray[np.int64]:
+    """Return +1 or -1 for planted edges, 0 for others: ``(edge,)``."""
+    known = {}
+    if contrast.planted is not None:
+        columns = (contrast.planted[name] for name in ("node_i", "node_j", "sign"))
+        known = {frozenset((str(i), str(j))): int(sign) for i, j, sign in zip(*columns, strict=True)}
+    pairs = zip(contrast.result["node_i"].to_numpy(), contrast.result["node_j"].to_numpy(), strict=True)
+    return np.array([known.get(frozenset((str(i), str(j))), 0) for i, j in pairs], dtype=np.int64)
+
+
+def _rows(cohort: xr.Dataset, subjects: Sequence[str], sessions: Sequence[str] | None) -> xr.DataArray:
+    """Return ``(observation, edge)``: the mean over the given sessions, or over all, of each subject."""
+    netmat = cohort["netmat"].transpose("observation", "edge").to_numpy()
+    of_subject = cohort["subject"].to_numpy().astype(str)
+    of_session = cohort["session"].to_numpy().astype(str)
+    wanted = np.ones(len(of_session), dtype=bool) if sessions is None else np.isin(of_session, list(sessions))
+    rows = []
+    for subject in subjects:
+        here = wanted & (of_subject == subject)
+        if not here.any():
+            raise SchemaError(
+                "E-SCHEMA",
+                f"subject {subject!r} is in the result but has no row in the cohort",
+                rule="result and cohort belong together",
+            )
+        rows.append(netmat[here].mean(axis=0))
+    coords = {name: ("edge", cohort[name].to_numpy()) for name in ("node_i", "node_j")}
+    return xr.DataArray(np.array(rows), dims=("observation", "edge"), coords={"observation": list(subjects), **coords})

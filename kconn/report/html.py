@@ -1,0 +1,411 @@
+"""The report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kconn.cohort import group_mean, list_missing, node_names, ward_order
+from kconn.kernels.netmats import unpack_edges
+from kconn.report import figures
+from kconn.report.connectome import has_coordinates, plot_brain, plot_ring
+from kconn.report.data import KIND_WORDS, Recovery, ReportData, TestedContrast, edge_table, recover_truth
+from kconn.report.methods import Bibliography, Reference, write_methods
+from kconn.report.palette import group_colour
+from kconn.report.svg import inline_svg, styled
+from kconn.report.tables import (
+    Table,
+    exclusion_table,
+    flow_steps,
+    parameter_table,
+    run_table,
+    study_table,
+)
+from kconn.report.words import (
+    DASH,
+    MINUS,
+    SIDES,
+    count,
+    critical_value,
+    effect_unit,
+    format_alpha,
+    format_number,
+    format_p,
+    headline,
+)
+
+#: Rows of an edge table and panels of subjects that are shown; the store holds all.
+MAX_ROWS: Final = 50
+MAX_PANELS: Final = 12
+#: Strongest connections that are listed when none is significant.
+N_STRONGEST: Final = 5
+
+_PANELS: Final[Mapping[str, str]] = {
+    "mean_fd": "mean FD (mm)",
+    "n_kept": "frames kept",
+    "median_tsnr": "median tSNR",
+    "df_left": "df left",
+}
+_MAX_LISTED: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeRow:
+    """One row of an edge table: text as printed beside the value that it stands for."""
+
+    node_i: str
+    node_j: str
+    planted: bool
+    cells: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastSection:
+    """What the page shows of one test."""
+
+    anchor: str
+    title: str
+    headline: str
+    question: str
+    found: bool
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[EdgeRow, ...]
+    brain: Markup
+    brain_caption: str
+    panels: Markup
+    panels_caption: str
+    legend: tuple[tuple[str, str], ...]
+    null: Markup
+    null_caption: str
+    facts: Table
+    recovery: Recovery | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixFigure:
+    """A group-mean matrix with its caption."""
+
+    title: str
+    figure: Markup
+    caption: str
+    missing: str
+
+
+def write_report(data: ReportData, path: str | Path) -> Path:
+    """Write the report of a study as one HTML file.
+
+    The page loads nothing from elsewhere: style and figures are inside it. The same data give the same bytes.
+
+    Parameters
+    ----------
+    data
+        What is shown.
+    path
+        File to write; an older one is replaced in one step.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(render_report(data), encoding="utf-8")
+    os.replace(partial, path)  # noqa: PTH105 - the same as Path.replace, named for what matters: it is atomic
+    return path
+
+
+def render_report(data: ReportData) -> str:
+    """Return the report as HTML text."""
+    environment = Environment(
+        loader=PackageLoader("kconn.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    bibliography = Bibliography()
+    with styled():
+        context: dict[str, Any] = {
+            "css": Markup(files("kconn.report").joinpath("templates/report.css").read_text("utf-8")),  # noqa: S704 - ours
+            "data": data,
+            "alpha": format_alpha(data.alpha),
+            "study_table": study_table(data),
+            "flow": flow_steps(data),
+            "exclusions": exclusion_table(data),
+            "quality": _quality_figure(data),
+            "run_table": run_table(data.runs),
+            "matrices": _matrix_figures(data),
+            "sections": [_section(contrast, data, i) for i, contrast in enumerate(data.contrasts)],
+            "methods": write_methods(data, bibliography),
+            "references": _references(bibliography, data),
+            "parameters": parameter_table(data.parameters),
+            "software": Table(columns=("software", "version"), rows=tuple(data.software.items())),
+            "tables": _reproduction_table(data),
+        }
+    return environment.get_template("report.html.j2").render(context)
+
+
+def _references(bibliography: Bibliography, data: ReportData) -> list[Reference]:
+    bibliography.cite("abraham")
+    if any(not _networks(data, node_set) for node_set, _ in data.cohorts):
+        bibliography.cite("ward")
+    return bibliography.references
+
+
+def _quality_figure(data: ReportData) -> Markup:
+    panels = {
+        name: title
+        for name, title in _PANELS.items()
+        if name in data.runs and np.isfinite(data.runs[name].to_numpy(dtype=np.float64)).any()
+    }
+    if not panels:
+        return Markup()
+    quality = data.parameters.get("quality", {})
+    limits = {
+        name: float(quality[key])
+        for name, key in (("mean_fd", "max_mean_fd"), ("n_kept", "min_frames"), ("df_left", "min_dof"))
+        if isinstance(quality.get(key), int | float)
+    }
+    runs = data.runs.assign(session=data.runs["session"].astype(str))
+    figure = figures.plot_quality(runs, panels=panels, limits=limits, visits=_visits(data))
+    alt = f"Dots, one per run and visit: {', '.join(panels.values())}. Crosses are runs that were left out."
+    return inline_svg(figure, name="quality", alt=alt)
+
+
+def _visits(data: ReportData) -> list[str]:
+    """Return the sessions, those of a change in its own order first: "pre" comes before "post"."""
+    ordered = [session for contrast in data.contrasts for session in contrast.hypothesis.change or ()]
+    known = set(data.runs["session"].astype(str))
+    return [session for session in dict.fromkeys([*ordered, *sorted(known)]) if session in known]
+
+
+def _matrix_figures(data: ReportData) -> list[MatrixFigure]:
+    shown = []
+    for i, node_set in enumerate(dict.fromkeys(name for name, _ in data.cohorts)):
+        kinds = [kind for name, kind in data.cohorts if name == node_set]
+        full = next((kind for kind in ("corr", "cov") if kind in kinds), kinds[0])
+        partial = next((kind for kind in ("ridgep", "partial") if kind in kinds and kind != full), full)
+        below, above = (data.cohorts[node_set, kind] for kind in (full, partial))
+        networks = _networks(data, node_set)
+        names = node_names(below).astype(str)
+        if networks:
+            rank = {network: place for place, network in enumerate(dict.fromkeys(networks))}
+            order = np.argsort([rank[network] for network in networks], kind="stable")
+            how = "ordered by network"
+        else:
+            order = ward_order(group_mean(below))
+            how = "in the order of a Ward tree of the full correlations"
+        n_observation = below.sizes["observation"]
+        figure = figures.plot_netmats(
+            _mean_matrix(below)[np.ix_(order, order)],
+            _mean_matrix(above)[np.ix_(order, order)],
+            networks=[networks[place] for place in order] if networks else [],
+            names=names[order].tolist(),
+            titles=(KIND_WORDS[full], KIND_WORDS[partial]),
+        )
+        caption = f"Mean over {count(n_observation, 'session')}, {count(len(names), 'node')}, {how}."
+        if full != "cov":
+            caption += " Averaged as Fisher z, shown as r."
+        shown.append(
+            MatrixFigure(
+                title=node_set,
+                figure=inline_svg(
+                    figure, name=f"netmat{i}", alt=f"Matrix of {KIND_WORDS[full]} of {node_set}. {caption}"
+                ),
+                caption=caption,
+                missing=_missing_words(below),
+            )
+        )
+    return shown
+
+
+def _mean_matrix(cohort: xr.Dataset) -> npt.NDArray[np.float64]:
+    mean = group_mean(cohort)["netmat"]
+    values = mean.to_numpy().astype(np.float64)
+    return unpack_edges(np.tanh(values) if mean.attrs.get("z") == "fisher" else values, diagonal=np.nan)
+
+
+def _missing_words(cohort: xr.Dataset) -> str:
+    missing = list_missing(cohort)
+    if not missing:
+        return ""
+    parts = [f"{node} in {count(len(sessions), 'session')}" for node, sessions in list(missing.items())[:_MAX_LISTED]]
+    more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
+    return f"Without data: {', '.join(parts)}{more}. Connections of these nodes are not tested where they are missing."
+
+
+def _networks(data: ReportData, node_set: str) -> list[str]:
+    """Return the network of each node in the order of the cohort, or nothing where some node has none."""
+    table = data.nodes.get(node_set)
+    cohort = next(ds for (name, _), ds in data.cohorts.items() if name == node_set)
+    if table is None or "network" not in table:
+        return []
+    networks = table.set_index("node")["network"].reindex(node_names(cohort).astype(str))
+    return [] if networks.isna().any() or (networks == "").any() else networks.astype(str).tolist()
+
+
+def _section(contrast: TestedContrast, data: ReportData, i_section: int) -> ContrastSection:
+    table = edge_table(contrast)
+    significant = table[table["p_fwe"] < data.alpha]
+    found = len(significant) > 0
+    shown = significant.head(MAX_ROWS) if found else table.head(N_STRONGEST)
+    panels = shown.head(MAX_PANELS)
+    threshold = critical_value(contrast, alpha=data.alpha)
+    name = f"contrast{i_section}"
+    # A picture of connections that are not significant would be remembered without the word "not".
+    brain, view = _draw_connectome(contrast, significant, data, name) if found else (Markup(), "")
+    dots = figures.plot_observations(contrast, panels)
+    null = figures.plot_null(contrast, found=contrast.significant(data.alpha), threshold=threshold)
+    words = "significant connections" if found else f"{N_STRONGEST} strongest connections, none of them significant"
+    return ContrastSection(
+        anchor=name,
+        title=data.title(contrast),
+        headline=headline(contrast, alpha=data.alpha),
+        question=str(contrast.fact("question", "")),
+        found=found,
+        caption=_table_caption(contrast, significant, table, alpha=data.alpha),
+        columns=_columns(contrast),
+        rows=tuple(_edge_rows(contrast, shown)),
+        brain=brain,
+        brain_caption=view,
+        panels=inline_svg(dots, name=f"{name}-dots", alt=f"Every subject behind the {words}."),
+        panels_caption=_panels_caption(contrast, len(panels), len(significant) if found else len(shown), found=found),
+        legend=tuple((level, group_colour(level, contrast.levels)) for level in contrast.levels if level),
+        null=inline_svg(null, name=f"{name}-null", alt="Histogram of the maximum statistic of every relabelling."),
+        null_caption=_null_caption(contrast, threshold, data.alpha, found=found),
+        facts=_facts(contrast),
+        recovery=None if contrast.planted is None else recover_truth(contrast, alpha=data.alpha),
+    )
+
+
+def _columns(contrast: TestedContrast) -> tuple[str, ...]:
+    kind = str(contrast.fact("stat_kind", "t"))
+    standardised = "partial r" if _standardised(contrast) == "partial_r" else "Cohen's d"
+    return (f"effect ({effect_unit(contrast)})", kind, "df", standardised, "p", "p FDR", "p FWE")
+
+
+def _standardised(contrast: TestedContrast) -> str:
+    """Return the effect size that can be read: d of a slope would depend on the unit of the covariate."""
+    return "partial_r" if contrast.hypothesis.test == "covariate" else "cohen_d"
+
+
+def _edge_rows(contrast: TestedContrast, table: pd.DataFrame) -> list[EdgeRow]:
+    digits = {"effect": 3, "stat": 2, "dof": 0, _standardised(contrast): 2}
+    rows = []
+    for _, edge in table.iterrows():
+        cells = [
+            (format_number(float(edge[name]), digits=places), float(edge[name])) for name, places in digits.items()
+        ]
+        for name in ("p_unc", "p_fdr", "p_fwe"):
+            cells += [(format_p(float(edge[name]), n_perm=contrast.n_perm), float(edge[name]))]
+        rows.append(
+            EdgeRow(
+                node_i=str(edge["node_i"]),
+                node_j=str(edge["node_j"]),
+                planted=bool(edge["planted"]),
+                cells=tuple(cells),
+            )
+        )
+    return rows
+
+
+def _table_caption(contrast: TestedContrast, significant: pd.DataFrame, table: pd.DataFrame, *, alpha: float) -> str:
+    if len(significant) == 0:
+        lowest = format_p(float(table["p_fwe"].min()), n_perm=contrast.n_perm)
+        return (
+            f"No connection reached p FWE < {format_alpha(alpha)}; the smallest is {lowest}. These are the "
+            f"{min(N_STRONGEST, len(table))} strongest of {count(len(table), 'connection')}, none of them significant."
+        )
+    if len(significant) > MAX_ROWS:
+        return (
+            f"The {MAX_ROWS} most significant of {count(len(significant), 'connection')}; the store holds all of them."
+        )
+    return (
+        f"All {count(len(significant), 'connection')} with p FWE < {format_alpha(alpha)}, the most significant first."
+    )
+
+
+def _draw_connectome(contrast: TestedContrast, edges: pd.DataFrame, data: ReportData, name: str) -> tuple[Markup, str]:
+    names = node_names(contrast.result).astype(str)
+    place = {node: i for i, node in enumerate(names)}
+    pairs = [(place[i], place[j]) for i, j in zip(edges["node_i"], edges["node_j"], strict=True)]
+    signs = [1 if stat > 0 else -1 for stat in edges["stat"]]
+    known = data.nodes.get(contrast.node_set)
+    alt = f"{count(len(pairs), 'connection')}: {signs.count(1)} upwards in red, {signs.count(-1)} downwards in blue."
+    colours = "Red: higher; blue: lower"
+    drawn = "The significant connections"
+    if known is not None:
+        table = known.set_index("node").reindex(names)
+        if has_coordinates(table):
+            figure = plot_brain(table, pairs, signs)
+            view = f"{drawn} in a glass brain; each side view shows its own hemisphere. {colours}."
+            return inline_svg(figure, name=f"{name}-brain", alt=alt), view
+    figure = plot_ring(names.tolist(), _networks(data, contrast.node_set), pairs, signs)
+    return inline_svg(figure, name=f"{name}-ring", alt=alt), f"{drawn} as chords of a ring of nodes. {colours}."
+
+
+def _panels_caption(contrast: TestedContrast, n_shown: int, n_all: int, *, found: bool) -> str:
+    what = "Each thin line is one subject; thick lines are group means"
+    if contrast.covariate is not None:
+        what = f"Each dot is one subject, against {contrast.hypothesis.effect}; the line is the plain least-squares fit"
+    elif contrast.visits is None:
+        what = "Each dot is one subject; bars are means with their 95 % confidence intervals"
+    state = "" if found else " Not significant."
+    cap = f" The first {n_shown} of {n_all} are drawn." if n_all > n_shown else ""
+    return f"{what}. Values as measured, without adjustment for nuisance.{cap}{state}"
+
+
+def _null_caption(contrast: TestedContrast, threshold: float, alpha: float, *, found: bool) -> str:
+    side = SIDES[contrast.alternative]
+    start = f"The largest statistic over all connections in each of {count(contrast.n_perm, 'relabelling')}."
+    if not np.isfinite(threshold):
+        return f"{start} With so few, no p can fall below {format_alpha(alpha)}."
+    symbol = contrast.fact("stat_kind", "t")
+    symbol = {"two-sided": f"|{symbol}|", "greater": symbol, "less": f"{MINUS}{symbol}"}[contrast.alternative]
+    return (
+        f"{start} A connection is significant (p FWE < {format_alpha(alpha)}, {side}) "
+        f"from {symbol} = {threshold:.2f} on; "
+        + ("coloured marks are the observed ones." if found else "the mark is the strongest that was observed.")
+    )
+
+
+def _facts(contrast: TestedContrast) -> Table:
+    exhaustive = " (every distinct one)" if contrast.fact("exhaustive", default=False) else ""
+    rows = [
+        ("test", contrast.hypothesis.test),
+        ("model", f"~ {contrast.hypothesis.formula}"),
+        ("subjects", str(contrast.observed.sizes["observation"])),
+        ("connections tested", f"{contrast.n_tested:,} of {contrast.result.sizes['edge']:,}"),
+        ("relabellings", f"{contrast.n_perm:,}{exhaustive}"),
+        ("sidedness", SIDES[contrast.alternative]),
+        ("seed", str(contrast.fact("seed", DASH))),
+    ]
+    return Table(columns=("", ""), rows=tuple(rows))
+
+
+def _reproduction_table(data: ReportData) -> Table:
+    rows: Sequence[tuple[str, ...]] = [
+        (
+            data.title(contrast),
+            str(contrast.fact("seed", DASH)),
+            f"{contrast.n_perm:,}",
+            str(contrast.fact("table_sha256", DASH)),
+        )
+        for contrast in data.contrasts
+    ]
+    columns = ("test", "seed", "relabellings", "SHA-256 of the relabelling table")
+    return Table(columns=columns, rows=tuple(rows), numeric=frozenset({1, 2}))

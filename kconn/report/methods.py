@@ -1,0 +1,272 @@
+"""The methods paragraphs, written from the parameters that were used, with the references they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kconn.report.data import KIND_WORDS, ReportData, TestedContrast
+from kconn.report.words import SIDES, count, format_alpha
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """One entry of the list of references."""
+
+    text: str
+    doi: str
+
+
+REFERENCES: Final[Mapping[str, Reference]] = {
+    "abraham": Reference(
+        text="Abraham et al. Machine learning for neuroimaging with scikit-learn. Front Neuroinform 2014;8:14.",
+        doi="10.3389/fninf.2014.00014",
+    ),
+    "benjamini": Reference(
+        text="Benjamini, Hochberg. Controlling the false discovery rate. J R Stat Soc B 1995;57:289-300.",
+        doi="10.1111/j.2517-6161.1995.tb02031.x",
+    ),
+    "ciric": Reference(
+        text="Ciric et al. Benchmarking of participant-level confound regression strategies for the control of motion "
+        "artifact in studies of functional connectivity. NeuroImage 2017;154:174-187.",
+        doi="10.1016/j.neuroimage.2017.03.020",
+    ),
+    "esteban": Reference(
+        text="Esteban et al. fMRIPrep: a robust preprocessing pipeline for functional MRI. "
+        "Nat Methods 2019;16:111-116.",
+        doi="10.1038/s41592-018-0235-4",
+    ),
+    "freedman": Reference(
+        text="Freedman, Lane. A nonstochastic interpretation of reported significance levels. "
+        "J Bus Econ Stat 1983;1:292-298.",
+        doi="10.1080/07350015.1983.10509354",
+    ),
+    "friston": Reference(
+        text="Friston et al. Movement-related effects in fMRI time-series. Magn Reson Med 1996;35:346-355.",
+        doi="10.1002/mrm.1910350312",
+    ),
+    "lakens": Reference(
+        text="Lakens. Calculating and reporting effect sizes to facilitate cumulative science. "
+        "Front Psychol 2013;4:863.",
+        doi="10.3389/fpsyg.2013.00863",
+    ),
+    "lindquist": Reference(
+        text="Lindquist et al. Modular preprocessing pipelines can reintroduce artifacts into fMRI data. "
+        "Hum Brain Mapp 2019;40:2358-2376.",
+        doi="10.1002/hbm.24528",
+    ),
+    "nichols": Reference(
+        text="Nichols, Holmes. Nonparametric permutation tests for functional neuroimaging. "
+        "Hum Brain Mapp 2002;15:1-25.",
+        doi="10.1002/hbm.1058",
+    ),
+    "phipson": Reference(
+        text="Phipson, Smyth. Permutation p-values should never be zero. Stat Appl Genet Mol Biol 2010;9:39.",
+        doi="10.2202/1544-6115.1585",
+    ),
+    "power": Reference(
+        text="Power et al. Spurious but systematic correlations in functional connectivity MRI networks arise from "
+        "subject motion. NeuroImage 2012;59:2142-2154.",
+        doi="10.1016/j.neuroimage.2011.10.018",
+    ),
+    "satterthwaite": Reference(
+        text="Satterthwaite et al. An improved framework for confound regression and filtering for control of motion "
+        "artifact in the preprocessing of resting-state functional connectivity data. NeuroImage 2013;64:240-256.",
+        doi="10.1016/j.neuroimage.2012.08.052",
+    ),
+    "silver": Reference(
+        text="Silver, Dunlap. Averaging correlation coefficients: should Fisher's z transformation be used? "
+        "J Appl Psychol 1987;72:146-148.",
+        doi="10.1037/0021-9010.72.1.146",
+    ),
+    "smith": Reference(
+        text="Smith et al. Network modelling methods for FMRI. NeuroImage 2011;54:875-891.",
+        doi="10.1016/j.neuroimage.2010.08.063",
+    ),
+    "ward": Reference(
+        text="Ward. Hierarchical grouping to optimize an objective function. J Am Stat Assoc 1963;58:236-244.",
+        doi="10.1080/01621459.1963.10500845",
+    ),
+    "winkler": Reference(
+        text="Winkler et al. Permutation inference for the general linear model. NeuroImage 2014;92:381-397.",
+        doi="10.1016/j.neuroimage.2014.01.060",
+    ),
+}
+
+_PRESETS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "6P": ("the six rigid-body motion parameters", ()),
+    "12P": ("the six rigid-body motion parameters and their backward differences", ()),
+    "24P": (
+        "24 motion regressors (six rigid-body parameters, their backward differences and the squares of both)",
+        ("friston",),
+    ),
+    "36P": (
+        (
+            "36 regressors (six rigid-body parameters and the mean signals of white matter, CSF and the whole "
+            "brain, their backward differences and the squares of both)"
+        ),
+        ("satterthwaite", "ciric"),
+    ),
+}
+
+
+@dataclass(slots=True)
+class Bibliography:
+    """References in the order in which they are first cited."""
+
+    keys: list[str] = field(default_factory=list)
+
+    def cite(self, *keys: str) -> str:
+        """Return ``" [1, 2]"``, or nothing without keys."""
+        for key in keys:
+            if key not in self.keys:
+                self.keys.append(key)
+        return f" [{', '.join(str(self.keys.index(key) + 1) for key in keys)}]" if keys else ""
+
+    @property
+    def references(self) -> list[Reference]:
+        """The cited references, numbered from 1."""
+        return [REFERENCES[key] for key in self.keys]
+
+
+def write_methods(data: ReportData, bibliography: Bibliography) -> list[tuple[str, str]]:
+    """Return (heading, paragraph) pairs; nothing is said that the parameters do not say."""
+    parameters = data.parameters
+    return [
+        ("Data", _data(data, _table(parameters, "inputs"), bibliography)),
+        ("Denoising", _denoising(_table(parameters, "denoise"), _table(parameters, "quality"), bibliography)),
+        ("Connectivity", _connectivity(data, _table(parameters, "connectivity"), bibliography)),
+        ("Statistics", _statistics(data.contrasts, data.alpha, bibliography)),
+    ]
+
+
+def _table(parameters: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = parameters.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _data(data: ReportData, inputs: Mapping[str, Any], bibliography: Bibliography) -> str:
+    n_used = int((data.runs["excluded"].astype(str) == "").sum())
+    n_subject = data.runs["subject"].nunique()
+    source = {
+        "fmriprep": f"preprocessed images in the layout of fMRIPrep{bibliography.cite('esteban')}",
+        "tables": "tables of node time series",
+    }.get(str(inputs.get("layout")), "preprocessed resting-state runs")
+    return (
+        f"{count(len(data.runs), 'run')} of {count(n_subject, 'participant')} were read as {source}; "
+        f"{count(n_used, 'run')} entered the analysis."
+    )
+
+
+def _denoising(denoise: Mapping[str, Any], quality: Mapping[str, Any], bibliography: Bibliography) -> str:
+    removed = []
+    confounds = denoise.get("confounds", "none")
+    if isinstance(confounds, str) and confounds in _PRESETS:
+        words, keys = _PRESETS[confounds]
+        removed.append(words + bibliography.cite(*keys))
+    elif not isinstance(confounds, str):
+        removed.append(f"the confounds {_join(map(str, confounds))}")
+    if denoise.get("detrend"):
+        removed.append("a linear trend")
+    if band := _band(denoise.get("high_pass"), denoise.get("low_pass")):
+        removed.append(band)
+    sentences = []
+    if removed:
+        together = "in one orthogonal projection, so that no step brings back what another removed"
+        verb = "were removed " + together if len(removed) > 1 else "was removed"
+        sentences.append(f"{_join(removed)} {verb}{bibliography.cite('lindquist') if len(removed) > 1 else ''}.")
+    else:
+        sentences.append("The signal was used as it came; nothing was regressed or filtered.")
+    if n_dummy := denoise.get("dummy_frames"):
+        sentences.append(f"The first {count(int(n_dummy), 'frame')} of each run were dropped.")
+    if isinstance(threshold := denoise.get("fd_threshold"), int | float):
+        sentences.append(
+            f"Frames with a framewise displacement above {threshold:g} mm{bibliography.cite('power')} were censored: "
+            "only the frames that were kept entered the fit and the connectivity estimates."
+        )
+    if limits := _limits(quality):
+        sentences.append(f"Runs with {_join(limits, last='or')} were left out.")
+    return _capitalised(" ".join(sentences))
+
+
+def _band(high_pass: Any, low_pass: Any) -> str:
+    low = high_pass if isinstance(high_pass, int | float) else None
+    high = low_pass if isinstance(low_pass, int | float) else None
+    if low is not None and high is not None:
+        return f"frequencies outside {low:g} to {high:g} Hz"
+    if low is not None:
+        return f"frequencies below {low:g} Hz"
+    return f"frequencies above {high:g} Hz" if high is not None else ""
+
+
+def _limits(quality: Mapping[str, Any]) -> list[str]:
+    words = {
+        "min_frames": "fewer than {:g} frames kept",
+        "min_dof": "fewer than {:g} degrees of freedom left",
+        "max_mean_fd": "a mean framewise displacement above {:g} mm",
+    }
+    return [text.format(quality[name]) for name, text in words.items() if isinstance(quality.get(name), int | float)]
+
+
+def _connectivity(data: ReportData, connectivity: Mapping[str, Any], bibliography: Bibliography) -> str:
+    sets = [f"{name} ({count(len(table), 'node')})" for name, table in data.nodes.items()]
+    kinds = list(dict.fromkeys(kind for _, kind in data.cohorts))
+    words = []
+    for kind in kinds:
+        text = KIND_WORDS.get(kind, kind)
+        if kind == "ridgep":
+            rho = connectivity.get("rho", "")
+            text += (
+                f" (the covariance, divided by the root mean square of its diagonal, plus {rho} times the identity, "
+                f"inverted{bibliography.cite('smith')})"
+            )
+        words.append(text)
+    sentences = [f"Node series of {_join(sets)} were compared by {_join(words)}."]
+    if any(kind != "cov" for kind in kinds):
+        sentences.append(
+            f"Correlations were transformed to Fisher's z and averaged over the runs of a session"
+            f"{bibliography.cite('silver')}."
+        )
+    return " ".join(sentences)
+
+
+def _statistics(contrasts: Sequence[TestedContrast], alpha: float, bibliography: Bibliography) -> str:
+    if not contrasts:
+        return "No contrast was tested."
+    tests = {contrast.hypothesis.test for contrast in contrasts}
+    models = {str(contrast.hypothesis.formula) for contrast in contrasts} - {"1"}
+    flips = any("flip" in str(contrast.fact("shuffling", "")) for contrast in contrasts)
+    numbers = sorted({contrast.n_perm for contrast in contrasts})
+    sides = list(dict.fromkeys(SIDES[contrast.alternative] for contrast in contrasts))
+    how = (
+        [f"permuting residuals after Freedman and Lane{bibliography.cite('freedman', 'winkler')}"]
+        if (tests & {"two-sample", "covariate"})
+        else []
+    )
+    if flips or not how:
+        how.append("flipping signs where a mean is tested" if how else "flipping signs")
+    formula = f" (models: {_join(sorted(models))})" if models else ""
+    exhaustive = [contrast.name for contrast in contrasts if contrast.fact("exhaustive", default=False)]
+    every = f" Every distinct relabelling was used for {_join(dict.fromkeys(exhaustive))}." if exhaustive else ""
+    standardised = "Cohen's d" if tests != {"covariate"} else "the partial correlation"
+    if len(tests) > 1 and "covariate" in tests:
+        standardised += " (for covariates the partial correlation)"
+    return (
+        f"Each connection was tested in a linear model{formula} by {_join(how, last='or')}, with "
+        f"{_join(f'{number:,}' for number in numbers)} relabellings, the identity included; the smallest possible p is "
+        f"therefore 1/{numbers[0]:,}{bibliography.cite('phipson')}.{every} Family-wise error over all connections of a "
+        f"test was controlled by the distribution of the maximum statistic{bibliography.cite('nichols')}; a connection "
+        f"counts as significant at p < {format_alpha(alpha)} ({_join(sides)}). The uncorrected p and the false "
+        f"discovery rate of Benjamini and Hochberg{bibliography.cite('benjamini')} are given beside it, and "
+        f"{standardised} as a standardised effect{bibliography.cite('lakens')}."
+    )
+
+
+def _join(parts: Iterable[str], *, last: str = "and") -> str:
+    words = list(parts)
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

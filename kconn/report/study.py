@@ -1,0 +1,122 @@
+"""The report of a study: what its store holds, put together by subject and written as one page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+
+from kconn.design import Hypothesis
+from kconn.io import cubes
+from kconn.plan import Step
+from kconn.report.data import Recovery, ReportData, TestedContrast, describe_contrast, recover_truth
+from kconn.report.html import write_report
+from kconn.versions import software_versions
+from kconn.workbench import Workbench
+
+#: The known answer that `kconn simulate` writes beside the runs.
+_TRUTH = "truth.tsv"
+
+
+def write_study_report(bench: Workbench) -> Path:
+    """Write the report of a study from what is published.
+
+    Raises
+    ------
+    StoreError
+        ``E-STORE-UNSEALED`` if the study was not run to its end.
+    """
+    write_report(gather_report(bench), bench.study.report)
+    return bench.study.report
+
+
+def recover_planted(bench: Workbench) -> dict[str, Recovery]:
+    """Return how well each test of a simulated study found what was planted; empty for real data."""
+    data = gather_report(bench)
+    return {
+        data.title(contrast): recover_truth(contrast, alpha=data.alpha)
+        for contrast in data.contrasts
+        if contrast.planted is not None
+    }
+
+
+def gather_report(bench: Workbench) -> ReportData:
+    """Read everything that the report shows."""
+    study = bench.study
+    quality = _open(bench, next(step for step in bench.plan.steps if step.stage == "quality"))
+    cohorts = {_node_set_and_kind(step): _open(bench, step) for step in bench.plan.steps if step.stage == "cohort"}
+    effects = {contrast.effect for contrast in study.contrasts.values() if contrast.test == "two-sample"}
+    return ReportData(
+        study=study.study.name,
+        date=datetime.now(tz=UTC).strftime("%-d %B %Y"),
+        runs=quality.to_dataframe().reset_index(drop=True),
+        participants=bench.survey.participants,
+        cohorts=cohorts,
+        nodes={name: _node_table(bench, name) for name in study.nodes},
+        contrasts=list(_contrasts(bench, cohorts)),
+        parameters=study.model_dump(mode="json"),
+        software=software_versions(),
+        n_inputs=len({digest for step in bench.plan.steps for digest in step.digests.values()}),
+        group=effects.pop() if len(effects) == 1 else None,
+        notes=_notes(bench),
+    )
+
+
+def _contrasts(bench: Workbench, cohorts: dict[tuple[str, str], xr.Dataset]) -> Iterator[TestedContrast]:
+    truth = _read_truth(bench)
+    for step in bench.plan.steps:
+        if step.stage != "test":
+            continue
+        _, node_set, kind, name = step.address.path.split("/")
+        hypothesis = Hypothesis.of(step.params["hypothesis"])
+        planted = None
+        if truth is not None and hypothesis.change is not None:
+            planted = truth[truth["session"] == hypothesis.change[1]]
+        yield describe_contrast(
+            name,
+            node_set=node_set,
+            kind=kind,
+            result=_open(bench, step),
+            cohort=cohorts[node_set, kind],
+            participants=bench.survey.participants,
+            hypothesis=hypothesis,
+            planted=planted,
+        )
+
+
+def _read_truth(bench: Workbench) -> pd.DataFrame | None:
+    path = bench.study.folder / bench.study.inputs.root / _TRUTH
+    return pd.read_csv(path, sep="\t", dtype={"session": str}) if path.is_file() else None
+
+
+def _open(bench: Workbench, step: Step) -> xr.Dataset:
+    return cubes.open_group(bench.study.store, step.address)
+
+
+def _node_set_and_kind(step: Step) -> tuple[str, str]:
+    _, node_set, kind = step.address.path.split("/")
+    return node_set, kind
+
+
+def _node_table(bench: Workbench, name: str) -> pd.DataFrame:
+    """Return names, networks and places of a node set, from the first run that has them."""
+    for step in bench.plan.steps:
+        if step.stage == "nodes" and step.address.path.endswith(f"/{name}"):
+            ds = _open(bench, step)
+            if "node" in ds.coords:
+                columns = [column for column in ("network", *"xyz") if column in ds.coords]
+                return pd.DataFrame({column: ds[column].to_numpy() for column in ("node", *columns)})
+    return pd.DataFrame({"node": []})
+
+
+def _notes(bench: Workbench) -> list[str]:
+    """Return what reading the runs brought to light, each once, with how many runs it concerns."""
+    found: Counter[str] = Counter()
+    steps = [step for step in bench.plan.steps if step.stage == "ingest"]
+    for step in steps:
+        found.update(str(note) for note in cubes.read_attrs(bench.study.store, step.address).get("notes", []))
+    return [f"{note} ({n} of {len(steps)} runs)" for note, n in sorted(found.items())]

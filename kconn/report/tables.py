@@ -1,0 +1,163 @@
+"""The tables of a report, as headings and rows of text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kconn.report.data import ReportData
+from kconn.report.words import DASH, count, format_number
+
+#: Columns of the run table -> heading and decimals.
+RUN_COLUMNS: Final[Mapping[str, tuple[str, int]]] = {
+    "n_frames": ("frames", 0),
+    "n_kept": ("kept", 0),
+    "minutes_kept": ("min kept", 1),
+    "mean_fd": ("mean FD (mm)", 3),
+    "max_fd": ("max FD (mm)", 2),
+    "median_tsnr": ("median tSNR", 0),
+    "df_left": ("df left", 0),
+}
+_MAX_LEVELS: Final = 6
+_CODE: Final = re.compile(r"^E-[A-Z-]+ ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Headings and rows; ``numeric`` columns are set to the right."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+
+
+def study_table(data: ReportData) -> Table:
+    """Return who was studied: subjects, sessions in use, age and sex, by group."""
+    subjects = list(dict.fromkeys(data.runs["subject"].astype(str)))
+    people = data.participants.reindex(subjects)
+    groups: dict[str, pd.Index[Any]] = {}
+    if data.group is not None and data.group in people:
+        for level in sorted(people[data.group].dropna().unique(), key=str):
+            groups[str(level)] = people.index[people[data.group] == level]
+    groups["all"] = people.index
+    rows: list[tuple[str, ...]] = [("subjects", *(str(len(members)) for members in groups.values()))]
+
+    used = data.runs[data.runs["excluded"].astype(str) == ""]
+    for session in dict.fromkeys(data.runs["session"].astype(str)):
+        seen = set(used["subject"][used["session"].astype(str) == session].astype(str))
+        label = f"session {session}, in use" if session else "in use"
+        rows.append((label, *(str(len(seen & set(members))) for members in groups.values())))
+    for column in map(str, people.columns):
+        if column.lower() == "age":
+            rows.append((f"{column}, mean (SD)", *(_mean_sd(_numbers(people, m, column)) for m in groups.values())))
+            rows.append((f"{column}, range", *(_range(_numbers(people, m, column)) for m in groups.values())))
+        elif column.lower() in {"sex", "gender"}:
+            levels = sorted(people[column].dropna().unique(), key=str)[:_MAX_LEVELS]
+            counts = (
+                ", ".join(f"{int((people[column].loc[m] == level).sum())} {level}" for level in levels)
+                for m in groups.values()
+            )
+            rows.append((column, *counts))
+    return Table(columns=("", *groups), rows=tuple(rows), numeric=frozenset(range(1, len(groups) + 1)))
+
+
+def run_table(runs: pd.DataFrame) -> Table:
+    """Return one row per run."""
+    shown = {name: heading for name, heading in RUN_COLUMNS.items() if name in runs}
+    rows = []
+    for _, run in runs.iterrows():
+        numbers = (format_number(float(run[name]), digits=digits) for name, (_, digits) in shown.items())
+        rows.append(
+            (str(run["subject"]), str(run["session"]), str(run["run"]), *numbers, _CODE.sub("", str(run["excluded"])))
+        )
+    columns = ("subject", "session", "run", *(heading for heading, _ in shown.values()), "left out because")
+    return Table(columns=columns, rows=tuple(rows), numeric=frozenset(range(3, 3 + len(shown))))
+
+
+def exclusion_table(data: ReportData) -> Table:
+    """Return every run and every subject that was left out, gathered by reason."""
+    gathered: dict[tuple[str, str], list[str]] = {}
+    for _, run in data.runs[data.runs["excluded"].astype(str) != ""].iterrows():
+        reason = _CODE.sub("", str(run["excluded"]))
+        gathered.setdefault(("everything", reason), []).append(_place(run["subject"], run["session"], run["run"]))
+    for contrast in data.contrasts:
+        for subject, reason in sorted(contrast.left_out.items()):
+            members = gathered.setdefault((contrast.name, reason), [])
+            if _place(subject, "", "") not in members:
+                members.append(_place(subject, "", ""))
+    rows = tuple((what, reason, f"{len(who)}", ", ".join(who)) for (what, reason), who in gathered.items())
+    return Table(columns=("left out of", "because", "n", "who"), rows=rows, numeric=frozenset({2}))
+
+
+def parameter_table(parameters: Mapping[str, Any]) -> Table:
+    """Return every parameter, one row each, without absolute paths."""
+    return Table(columns=("parameter", "value"), rows=tuple(_flatten(parameters, ())))
+
+
+def flow_steps(data: ReportData) -> list[tuple[str, ...]]:
+    """Return the way from all runs to the tests: boxes of lines, the first line the main one."""
+    out = data.runs["excluded"].astype(str) != ""
+    n_session = len(data.runs[~out][["subject", "session"]].drop_duplicates())
+    lost = f"{count(int(out.sum()), 'run')} left out" if out.any() else "none left out"
+    boxes: list[tuple[str, ...]] = [
+        (f"{count(len(data.runs), 'run')} read", f"of {count(data.runs['subject'].nunique(), 'subject')}"),
+        (f"{count(int((~out).sum()), 'run')} used", f"in {count(n_session, 'session')}; {lost}"),
+    ]
+    tests = {contrast.name: contrast.observed.sizes["observation"] for contrast in data.contrasts}
+    if tests:
+        lines = (f"{count(n_subject, 'subject')} in {name}" for name, n_subject in tests.items())
+        boxes.append((f"{count(len(tests), 'test')}", *lines))
+    return boxes
+
+
+def _place(subject: object, session: object, run: object) -> str:
+    parts = (("sub", subject), ("ses", session), ("run", run))
+    return " ".join(f"{word}-{str(label).removeprefix(word + '-')}" for word, label in parts if str(label))
+
+
+def _numbers(people: pd.DataFrame, members: pd.Index[Any], column: str) -> npt.NDArray[np.float64]:
+    numbers = pd.to_numeric(people[column].loc[members], errors="coerce").to_numpy(dtype=np.float64)
+    return np.asarray(numbers[np.isfinite(numbers)])
+
+
+def _mean_sd(numbers: npt.NDArray[np.float64]) -> str:
+    if len(numbers) == 0:
+        return DASH
+    spread = f" ({numbers.std(ddof=1):.1f})" if len(numbers) > 1 else ""
+    return f"{numbers.mean():.1f}{spread}"
+
+
+def _range(numbers: npt.NDArray[np.float64]) -> str:
+    return f"{numbers.min():g} to {numbers.max():g}" if len(numbers) else DASH
+
+
+def _flatten(value: Any, place: tuple[str, ...]) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        return [row for key, part in value.items() for row in _flatten(part, (*place, str(key)))]
+    return [(".".join(place), _print_value(value))]
+
+
+def _print_value(value: Any) -> str:
+    if value is None or value in ({}, [], ()):
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_print_value(part) for part in value)
+    if isinstance(value, str):
+        return _without_folders(value)
+    return json.dumps(value)
+
+
+def _without_folders(text: str) -> str:
+    """Return the name alone of an absolute path: a report does not tell where a machine keeps its files."""
+    absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith("~")
+    return f"…/{PureWindowsPath(text).name}" if absolute else text
