@@ -155,6 +155,23 @@ class ReportData:
     alpha: float = 0.05
     notes: Sequence[str] = ()
 
+    def visits(self) -> list[str]:
+        """Return the sessions, those of a change in its own order first: "pre" comes before "post"."""
+        ordered = [session for contrast in self.contrasts for session in contrast.hypothesis.change or ()]
+        known = set(self.runs["session"].astype(str))
+        return [session for session in dict.fromkeys([*ordered, *sorted(known)]) if session in known]
+
+    def sorted_runs(self) -> pd.DataFrame:
+        """Return the run table by subject, visit and run."""
+        place = {session: i for i, session in enumerate(self.visits())}
+        keys = self.runs.assign(session=self.runs["session"].astype(str).map(place))
+        return self.runs.loc[keys.sort_values(["subject", "session", "run"], kind="stable").index]
+
+    def sorted_contrasts(self) -> list[TestedContrast]:
+        """Return the tests, those of one name side by side."""
+        names = list(dict.fromkeys(contrast.name for contrast in self.contrasts))
+        return sorted(self.contrasts, key=lambda contrast: names.index(contrast.name))
+
     def title(self, contrast: TestedContrast) -> str:
         """Return the name of a test, with node set and kind where there are several."""
         parts = [contrast.name]

@@ -147,9 +147,9 @@ def render_report(data: ReportData) -> str:
             "flow": flow_steps(data),
             "exclusions": exclusion_table(data),
             "quality": _quality_figure(data),
-            "run_table": run_table(data.runs),
+            "run_table": run_table(data.sorted_runs()),
             "matrices": _matrix_figures(data),
-            "sections": [_section(contrast, data, i) for i, contrast in enumerate(data.contrasts)],
+            "sections": [_section(contrast, data, i) for i, contrast in enumerate(data.sorted_contrasts())],
             "methods": write_methods(data, bibliography),
             "references": _references(bibliography, data),
             "parameters": parameter_table(data.parameters),
@@ -181,16 +181,9 @@ def _quality_figure(data: ReportData) -> Markup:
         if isinstance(quality.get(key), int | float)
     }
     runs = data.runs.assign(session=data.runs["session"].astype(str))
-    figure = figures.plot_quality(runs, panels=panels, limits=limits, visits=_visits(data))
+    figure = figures.plot_quality(runs, panels=panels, limits=limits, visits=data.visits())
     alt = f"Dots, one per run and visit: {', '.join(panels.values())}. Crosses are runs that were left out."
     return inline_svg(figure, name="quality", alt=alt)
-
-
-def _visits(data: ReportData) -> list[str]:
-    """Return the sessions, those of a change in its own order first: "pre" comes before "post"."""
-    ordered = [session for contrast in data.contrasts for session in contrast.hypothesis.change or ()]
-    known = set(data.runs["session"].astype(str))
-    return [session for session in dict.fromkeys([*ordered, *sorted(known)]) if session in known]
 
 
 def _matrix_figures(data: ReportData) -> list[MatrixFigure]:
@@ -405,7 +398,7 @@ def _reproduction_table(data: ReportData) -> Table:
             f"{contrast.n_perm:,}",
             str(contrast.fact("table_sha256", DASH)),
         )
-        for contrast in data.contrasts
+        for contrast in data.sorted_contrasts()
     ]
     columns = ("test", "seed", "relabellings", "SHA-256 of the relabelling table")
     return Table(columns=columns, rows=tuple(rows), numeric=frozenset({1, 2}))

@@ -37,6 +37,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[int] = frozenset()
+    prose: frozenset[int] = frozenset()
+    """Columns of sentences, which get room."""
 
 
 def study_table(data: ReportData) -> Table:
@@ -51,7 +53,7 @@ def study_table(data: ReportData) -> Table:
     rows: list[tuple[str, ...]] = [("subjects", *(str(len(members)) for members in groups.values()))]
 
     used = data.runs[data.runs["excluded"].astype(str) == ""]
-    for session in dict.fromkeys(data.runs["session"].astype(str)):
+    for session in data.visits():
         seen = set(used["subject"][used["session"].astype(str) == session].astype(str))
         label = f"session {session}, in use" if session else "in use"
         rows.append((label, *(str(len(seen & set(members))) for members in groups.values())))
@@ -79,7 +81,12 @@ def run_table(runs: pd.DataFrame) -> Table:
             (str(run["subject"]), str(run["session"]), str(run["run"]), *numbers, _CODE.sub("", str(run["excluded"])))
         )
     columns = ("subject", "session", "run", *(heading for heading, _ in shown.values()), "left out because")
-    return Table(columns=columns, rows=tuple(rows), numeric=frozenset(range(3, 3 + len(shown))))
+    return Table(
+        columns=columns,
+        rows=tuple(rows),
+        numeric=frozenset(range(3, 3 + len(shown))),
+        prose=frozenset({3 + len(shown)}),
+    )
 
 
 def exclusion_table(data: ReportData) -> Table:
@@ -94,7 +101,9 @@ def exclusion_table(data: ReportData) -> Table:
             if _place(subject, "", "") not in members:
                 members.append(_place(subject, "", ""))
     rows = tuple((what, reason, f"{len(who)}", ", ".join(who)) for (what, reason), who in gathered.items())
-    return Table(columns=("left out of", "because", "n", "who"), rows=rows, numeric=frozenset({2}))
+    return Table(
+        columns=("left out of", "because", "n", "who"), rows=rows, numeric=frozenset({2}), prose=frozenset({1, 3})
+    )
 
 
 def parameter_table(parameters: Mapping[str, Any]) -> Table:
