@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from distributed import Client
-from kconn.report.study import write_study_report
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -30,6 +29,7 @@ from kconn.cli import EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED
 from kconn.errors import KconnError
 from kconn.execution import Event, run_chain, run_cohort_step
 from kconn.plan import Step
+from kconn.report.study import write_study_report
 from kconn.summary import excluded_runs
 from kconn.workbench import Workbench, connected, prepare, writing
 

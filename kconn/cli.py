@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from kconn.errors import KconnError
+from kconn.errors import KconnError, unforeseen
 
 # Everything heavy is imported by the command that needs it: `kconn --help` answers at once.
 
@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_DONE
+    except Exception as error:  # noqa: BLE001 - the border of the product: no raw traceback goes past it
+        found = unforeseen(error)
+        _print_error(found)
+        _keep_details(found, arguments)
+        return EXIT_ERROR
 
 
 def simulate(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, Final
 
 #: Every code, with what it means. A code never changes its meaning; `docs/errors.md` is printed from this table.
@@ -136,6 +137,19 @@ def _rebuild(cls: type[KconnError], *fields: str) -> KconnError:
     error = cls(code, problem, where=where, rule=rule, fix=fix)
     error.details = details
     return error
+
+
+def unforeseen(error: BaseException, *, what: str = "kconn", where: str = "") -> KconnError:
+    """Return the error that stands for one that nobody foresaw, with its traceback in ``details`` for the log."""
+    found = KconnError(
+        "E-INTERNAL",
+        f"{what} failed with {type(error).__name__}",
+        where=where,
+        rule="kconn foresees its errors; this one it did not",
+        fix="report it with the log; what was finished is kept",
+    )
+    found.details = "".join(traceback.format_exception(error))
+    return found
 
 
 class InputError(KconnError):

@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 
 from kconn.errors import InputError
-from kconn.io import nifti, tables
+from kconn.io import atlases, nifti
 from kconn.parcellation import NodeSet, nodes_from_columns, nodes_from_labels, nodes_from_spheres
 
 
@@ -32,10 +32,10 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
     """
     if "atlas" in files:
         labels, affine = nifti.read_labels(files["atlas"])
-        names, networks = tables.read_labels_table(files["labels"]) if "labels" in files else (None, None)
+        names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
         return nodes_from_labels(labels, affine, names=names, networks=networks, resample=params["resample"])
     if "spheres" in files or params.get("spheres") is not None:
-        spheres = tables.read_spheres(files["spheres"]) if "spheres" in files else params["spheres"]
+        spheres = atlases.read_spheres(files["spheres"]) if "spheres" in files else params["spheres"]
         return nodes_from_spheres(spheres, radius_mm=params["radius_mm"], diameter_mm=params["diameter_mm"])
     if "node" not in run.dims:
         raise InputError(

@@ -173,14 +173,14 @@ def _example_contrast(people: Path | None) -> str:
     )
 
 
-def _table(name: str, model: type[BaseModel], given: Mapping[str, Any]) -> str:
-    """Return one TOML table: given values, then every other key commented out with its default."""
+def _table(name: str, model: type[BaseModel], given: Mapping[str, Any], *, complete: bool = True) -> str:
+    """Return one TOML table: given values, and if complete every other key commented out with its default."""
     lines = [f"[{name}]"]
     for key, field in model.model_fields.items():
         comment = f"  # {field.description}"
         if key in given:
             lines.append(f"{key} = {_toml(given[key])}{comment}")
-        elif not field.is_required():
+        elif complete and not field.is_required():
             lines.append(f"# {key} = {_default(field)}{comment}")
     return "\n".join(lines) + "\n"
 
@@ -225,8 +225,9 @@ def _simulated_text(made: SimulatedStudy, kind: str, folder: Path) -> str:
         _table("nodes.sim", NodesTable, nodes),
         _table("connectivity", ConnectivityTable, {"kinds": ["corr", "ridgep"], "rho": 0.1}),
         _table("permutation", PermutationTable, {"n_perm": 5000, "seed": 1}),
-        _table("contrasts.drug-change", ContrastTable, change),
-        _table("contrasts.baseline", ContrastTable, baseline),
-        _table("contrasts.ketamine-post-pre", ContrastTable, paired) + 'where = { group = "ketamine" }\n',
+        _table("contrasts.drug-change", ContrastTable, change, complete=False),
+        _table("contrasts.baseline", ContrastTable, baseline, complete=False),
+        _table("contrasts.ketamine-post-pre", ContrastTable, paired, complete=False)
+        + 'where = { group = "ketamine" }  # keep subjects whose column has this value\n',
     ]
     return "\n".join(parts)

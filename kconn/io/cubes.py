@@ -112,10 +112,10 @@ def open_group(root: Path, address: Address) -> xr.Dataset:
         ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
     """
     ds = xr.open_zarr(store.published_group(root, address), consolidated=False, chunks=None)
-    ds = ds.assign_coords({str(name): ds[name].compute() for name in ds.coords})
+    ds = ds.assign_coords({str(name): _text(ds[name].compute()) for name in ds.coords})
     large = {str(name) for name in ds.data_vars if {"voxel", "time"} <= set(ds[name].dims)}
     ds = ds.assign({name: _blocked(ds[name]) for name in large})
-    ds = ds.assign({name: ds[name].load() for name in ds.data_vars if name not in large and ds[name].size < 1 << 22})
+    ds = ds.assign({name: _text(ds[name].load()) for name in ds.data_vars if name not in large and ds[name].size < 1 << 22})
     return _scaled(ds) if "bold" in ds else ds
 
 
@@ -287,6 +287,11 @@ def _write_journal(staged: Path, start: int, files: Iterable[Path]) -> None:
 def _blocked(variable: xr.DataArray) -> xr.DataArray:
     n_voxel, n_time = variable.sizes["voxel"], variable.sizes["time"]
     return variable.chunk(voxel=plan_voxel_blocks(n_voxel, n_time), time=n_time)
+
+
+def _text(variable: xr.DataArray) -> xr.DataArray:
+    """Return text as Python strings: NumPy cannot compare its variable-length type with its fixed-length one."""
+    return variable.astype(object) if variable.dtype.kind == "T" else variable
 
 
 def _scaled(ds: xr.Dataset) -> xr.Dataset:

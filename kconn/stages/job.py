@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import dask
 
-from kconn.errors import KconnError, ResourceError
+from kconn.errors import KconnError, ResourceError, unforeseen
 from kconn.io.cubes import translated
 from kconn.kernels.blas import single_thread
-from kconn.plan import Step
 from kconn.stages.binding import Job
 from kconn.stages.cohort import assemble_cohort, collect_quality, test_contrast
 from kconn.stages.run import denoise_run, estimate_run_netmat, extract_nodes, ingest_run
@@ -83,17 +81,5 @@ def run_job(job: Job, *, scheduler: Any = None) -> Outcome:
             fix="run with fewer workers, or on a machine with more memory",
         ) from error
     except Exception as error:
-        raise _unforeseen(error, step) from error
+        raise unforeseen(error, what=step.stage, where=step.where) from error
     return "made"
-
-
-def _unforeseen(error: Exception, step: Step) -> KconnError:
-    found = KconnError(
-        "E-INTERNAL",
-        f"{step.stage} failed: {type(error).__name__}",
-        where=step.where,
-        rule="kconn foresees its errors; this one it did not",
-        fix="report it with the log; what was finished is kept",
-    )
-    found.details = "".join(traceback.format_exception(error))
-    return found

@@ -1,0 +1,51 @@
+# One command each. Everything runs in .venv, made from the hashed lock.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export PREFECT_LOGGING_LEVEL ?= WARNING
+export DO_NOT_TRACK = 1
+
+.PHONY: demo test test-slow faults lint format bench install lock clean
+
+demo: install ## Simulate a trial, run it as a Prefect flow on a local Dask cluster, end with a report
+	$(BIN)/python -m flows.demo demo
+
+test: install ## Lint, types, import contract, unit tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+test-slow: install ## Everything, also what takes minutes
+	$(BIN)/python -m pytest -m "not benchmark"
+
+faults: install ## Kills, damage and bad input, in full
+	$(BIN)/python -m pytest -m faults
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell kconn flows tests docs README.md CHANGELOG.md CONTRIBUTING.md
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install ## Side by side with the peers; one JSON line each
+	$(BIN)/python -m benchmarks
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock: ## Resolve anew: newest versions, hashes, no registry names
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --extra dev --upgrade pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv .prefect demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
