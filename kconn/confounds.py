@@ -174,7 +174,10 @@ def build_columns(table: Array, columns: Sequence[str], terms: Sequence[Term]) -
     source = table[:, [position[term.source] for term in terms]]
     late = np.isnan(source[1:]).any(axis=0)
     source = np.where(late, source, motion.fill_first_frame(source))
-    is_derivative = np.array([term.derivative for term in terms], dtype=bool)
-    is_squared = np.array([term.squared for term in terms], dtype=bool)
-    out = np.where(is_derivative, motion.backward_difference(source), source)
-    return np.asarray(np.where(is_squared, out**2, out), dtype=np.float64)
+    out = np.empty_like(source)
+    # Infinite values are for the caller to refuse, by name.
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i, term in enumerate(terms):
+            column = motion.backward_difference(source[:, i]) if term.derivative else source[:, i]
+            out[:, i] = column**2 if term.squared else column
+    return out

@@ -26,7 +26,7 @@ RANK_TOLERANCE: Final = 1e-11
 #: float32 alone (6e-8) leaves a residual of that order in a voxel that is constant or copies a regressor.
 NO_SIGNAL: Final = 1e-6
 #: Voxels that are worked on at a time: their frames, in float64, stay in the cache of a core.
-TILE: Final = 128
+TILE: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,17 +187,17 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _fill_tile(x: Signal, projection: Projection, scale: Scale, out: Signal) -> None:
     """Write the residuals of one tile of voxels to ``out``."""
-    work = np.take(x, projection.kept, axis=1).astype(np.float64)
-    power = np.einsum("vt,vt->v", work, work)
+    is_whole = projection.n_kept == projection.n_time
+    work = (x if is_whole else np.take(x, projection.kept, axis=1)).astype(np.float64)
+    power = np.vecdot(work, work)
     mean = work.mean(axis=1)
     work -= mean[:, None]
     work = _project(work, projection)
-    rest = np.einsum("vt,vt->v", work, work)
+    rest = np.vecdot(work, work)
 
     # Not a number fails every comparison, and so counts as no signal.
     lives = (rest > NO_SIGNAL**2 * power) & np.isfinite(power)
-    factor = np.full(len(x), np.nan)
-    factor[lives] = 1.0
+    factor = np.where(lives, 1.0, np.nan)
     if scale == "zscore_sample":
         factor[lives] = np.sqrt((projection.n_kept - 1) / rest[lives])
     elif scale == "psc":
@@ -206,15 +206,15 @@ def _fill_tile(x: Signal, projection: Projection, scale: Scale, out: Signal) -> 
     if scale != "none" or not lives.all():
         work *= factor[:, None]
 
-    if projection.n_kept < projection.n_time:
+    if is_whole:
+        out[...] = work
+    else:
         out[...] = np.nan
         out[:, projection.kept] = work
-    else:
-        out[...] = work
 
 
 def _project(work: Array, projection: Projection) -> Array:
     """Return the projected rows of ``work``, in two skinny products."""
     # NumPy's product frees the interpreter lock and so lets blocks run side by side; SciPy's wrappers of BLAS do not.
-    inside = (work @ projection.basis) @ projection.basis.T
+    inside: Array = (work @ projection.basis) @ projection.basis.T
     return np.subtract(work, inside, out=work) if projection.removes else inside

@@ -10,7 +10,7 @@ import numpy.typing as npt
 Signal = npt.NDArray[np.floating[Any]]
 
 #: Voxels that are worked on at a time, so that their frames stay in the cache of a core.
-TILE: Final = 128
+TILE: Final = 256
 
 
 def tsnr(x: Signal, sample_mask: npt.NDArray[np.bool_]) -> Signal:
@@ -36,7 +36,7 @@ def tsnr(x: Signal, sample_mask: npt.NDArray[np.bool_]) -> Signal:
         tile = np.take(x[start : start + TILE], kept, axis=1).astype(np.float64)
         mean = tile.mean(axis=1)
         tile -= mean[:, None]
-        spread = np.sqrt(np.einsum("vt,vt->v", tile, tile) / (len(kept) - 1))
+        spread = np.sqrt(np.vecdot(tile, tile) / (len(kept) - 1))
         # float32 keeps 24 bits: what spreads less than that about its mean is constant.
         varies = np.isfinite(spread) & (spread > np.abs(mean) * 2.0**-24)
         out[start : start + TILE][varies] = mean[varies] / spread[varies]

@@ -1,0 +1,103 @@
+"""Quality of a run: against plain formulas, on kept frames, lazily."""
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+from kconn.denoising import censor, denoise
+from kconn.errors import SchemaError
+from kconn.kernels.quality import tsnr
+from kconn.quality import estimate_quality
+from kconn.testing import simulate_run
+
+
+def no_compute(*_args, **_kwargs):
+    raise AssertionError("computed while building the graph")
+
+
+@pytest.fixture(scope="module")
+def run():
+    return censor(simulate_run(n_time=120, seed=2).drop_vars("sample_mask"), fd_threshold=0.3, n_dummy=4)
+
+
+def test_tsnr__equals_loop():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 40)) + np.array([[100.0], [-50.0], [0.0], [3.0], [8.0]])
+    x[3] = 3.0
+    x[4, 7] = np.nan
+    kept = rng.random(40) < 0.8
+    kept[7] = True
+
+    expected = [row[kept].mean() / row[kept].std(ddof=1) for row in x[:3]] + [np.nan, np.nan]
+
+    np.testing.assert_allclose(tsnr(x, kept), expected, rtol=1e-6)
+
+
+def test_tsnr__of_one_frame_is_nan():
+    assert np.isnan(tsnr(np.ones((2, 4)), np.array([True, False, False, False]))).all()
+
+
+def test_tsnr__sees_a_constant_float32():
+    assert np.isnan(tsnr(np.full((1, 500), 1234.5678, dtype=np.float32), np.ones(500, dtype=bool))).all()
+
+
+def test_estimate_quality__counts_what_is_kept(run):
+    actual = estimate_quality(run)
+    kept = run["sample_mask"].to_numpy()
+    moved = run["framewise_displacement"].to_numpy()[1:]
+
+    assert actual["n_frames"] == 120
+    assert actual["n_kept"] == kept.sum() < 117
+    assert actual["minutes_kept"].item() == pytest.approx(kept.sum() * run.attrs["t_r"] / 60)
+    assert actual["mean_fd"].item() == pytest.approx(moved.mean())
+    assert actual["max_fd"].item() == moved.max()
+    np.testing.assert_allclose(actual["tsnr"], tsnr(run["bold"].to_numpy(), kept))
+    assert actual["median_tsnr"].item() == np.median(actual["tsnr"])
+
+
+def test_estimate_quality__keeps_the_counts_of_denoise(run):
+    bold = run["bold"].copy(deep=True)
+    bold[3] = 5.0
+    dead = run.assign(bold=bold)
+    clean = denoise(dead, confounds="6P", high_pass=0.008, low_pass=None)
+
+    actual = estimate_quality(clean)
+
+    assert actual["n_constant"] == clean["n_constant"] == 1
+    assert actual["df_left"] == clean["df_left"]
+    assert estimate_quality(dead)["n_constant"] == 1
+    assert np.isnan(actual["tsnr"][3])
+
+
+def test_estimate_quality__without_motion_or_repetition_time_says_nan(run):
+    bare = run[["bold"]]
+    bare.attrs = {}
+
+    actual = estimate_quality(bare)
+
+    assert actual["n_kept"] == 120
+    assert np.isnan(actual["mean_fd"])
+    assert np.isnan(actual["max_fd"])
+    assert np.isnan(actual["minutes_kept"])
+    assert "df_left" not in actual
+
+
+def test_estimate_quality__is_lazy_and_equals_eager(run):
+    with dask.config.set(scheduler=no_compute):
+        lazy = estimate_quality(run.chunk(voxel=17, time=11))
+
+    assert lazy["tsnr"].chunks is not None
+    xr.testing.assert_identical(lazy.compute(scheduler="threads"), estimate_quality(run))
+
+
+def test_estimate_quality__of_dead_data_has_no_median():
+    run = xr.Dataset({"bold": (("node", "time"), np.ones((3, 10)))})
+
+    assert np.isnan(estimate_quality(run)["median_tsnr"])
+    assert estimate_quality(run)["n_constant"] == 3
+
+
+def test_estimate_quality__needs_bold():
+    with pytest.raises(SchemaError, match="bold"):
+        estimate_quality(xr.Dataset())
