@@ -89,14 +89,13 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
         ds.get("df_left", xr.DataArray(UNKNOWN_DF)),
         input_core_dims=[["node", "time"], ["time"], []],
         output_core_dims=[["edge"], ["node"]],
+        keep_attrs=False,
         dask="parallelized",
         output_dtypes=[np.float64, np.bool_],
         dask_gufunc_kwargs={"output_sizes": {"edge": n_node * (n_node - 1) // 2}},
     )
     attrs = {"kind": kind, "z": "none"} if rho is None else {"kind": kind, "rho": float(rho), "z": "none"}
-    out = ds.assign_coords(edge_coords(ds["node"].to_numpy())).assign(
-        netmat=edges.drop_attrs().assign_attrs(attrs), dead_node=dead.drop_attrs()
-    )
+    out = ds.assign_coords(edge_coords(ds["node"].to_numpy())).assign(netmat=edges.assign_attrs(attrs), dead_node=dead)
     return schema.annotate(out)
 
 
@@ -173,7 +172,7 @@ def _estimate(
     with single_thread():
         for run in np.ndindex(lead):
             frames = kept[run] & ~np.isnan(ts[run]).all(axis=0)
-            x = np.ascontiguousarray(ts[run][:, frames].T, dtype=np.float64)
+            x = (ts[run] if frames.all() else ts[run][:, frames]).T.astype(np.float64, copy=False)
             if x.shape[0] < 3:
                 raise InputError(
                     "E-NO-FRAMES",
@@ -194,11 +193,13 @@ def _estimate(
 
 def _edges_of_alive(x: Array, alive: BoolArray, estimator: Estimator, where: str) -> Array:
     try:
-        small = estimator(np.ascontiguousarray(x[:, alive]))
+        matrix = estimator(x if alive.all() else x[:, alive])
     except InputError as error:
         raise error.at(where) from None
-    matrix = np.full((alive.size, alive.size), np.nan)
-    matrix[np.ix_(alive, alive)] = small
+    if not alive.all():
+        whole = np.full((alive.size, alive.size), np.nan)
+        whole[np.ix_(alive, alive)] = matrix
+        matrix = whole
     return kernel.pack_edges(matrix)
 
 

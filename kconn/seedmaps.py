@@ -84,9 +84,10 @@ def _apply(ts: xr.DataArray, x: xr.DataArray, kept: xr.DataArray) -> Any:
     """Correlate block after block of the canonical grid, lazily if anything is lazy."""
     block = plan_voxel_blocks(*x.shape)
     if all(array.chunks is None for array in (ts, x, kept)):
-        starts = range(0, x.shape[0], block)
-        parts = [_map_block(ts.data, x.data[i : i + block], kept.data) for i in starts]
-        return np.concatenate(parts, axis=1)
+        z = np.empty((ts.shape[0], x.shape[0]), dtype=np.float32)
+        for i in range(0, x.shape[0], block):
+            _map_block(ts.data, x.data[i : i + block], kept.data, out=z[:, i : i + block])
+        return z
 
     blocks = x.chunk({"voxel": block, "time": -1}).data.to_delayed()[:, 0]
     [[series]] = ts.chunk({"node": -1, "time": -1}).data.to_delayed()
@@ -100,6 +101,11 @@ def _apply(ts: xr.DataArray, x: xr.DataArray, kept: xr.DataArray) -> Any:
     return da.concatenate(maps, axis=1)
 
 
-def _map_block(seeds: npt.NDArray[Any], x: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+def _map_block(
+    seeds: npt.NDArray[Any],
+    x: npt.NDArray[Any],
+    kept: npt.NDArray[np.bool_],
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
     with single_thread():
-        return kernel.seed_maps(seeds, x, kept=kept)
+        return kernel.seed_maps(seeds, x, kept=kept, out=out)

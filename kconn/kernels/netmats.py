@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import isqrt
 from typing import Any, Final
 
@@ -107,15 +108,15 @@ def find_dead_nodes(ts: Array, /) -> BoolArray:
     `DEAD_OF_MEDIAN` of the median sd of the nodes that vary at all. A column that is constant but for rounding would
     else give finite correlations that mean nothing.
     """
-    mean = ts.mean(axis=-2, keepdims=True)
-    variance = ((ts - mean) ** 2).mean(axis=-2)
-    level = (ts**2).mean(axis=-2)
+    centred = ts - ts.mean(axis=-2, keepdims=True)
+    variance = np.einsum("...tn,...tn->...n", centred, centred)
+    level = np.einsum("...tn,...tn->...n", ts, ts)
     flat = ~(variance > DEAD_OF_LEVEL**2 * level)
-    alive = np.where(flat, np.nan, variance)
-    typical = np.zeros(variance.shape[:-1])
-    some = ~flat.all(axis=-1)
-    typical[some] = np.nanmedian(alive[some], axis=-1)
-    dead: BoolArray = flat | ~(variance > DEAD_OF_MEDIAN**2 * typical[..., None])
+    # The lower median of those that vary: NaN sorts to the end.
+    ranked = np.sort(np.where(flat, np.nan, variance), axis=-1)
+    middle = np.maximum((~flat).sum(axis=-1, keepdims=True) - 1, 0) // 2
+    typical = np.take_along_axis(ranked, middle, axis=-1)
+    dead: BoolArray = flat | ~(variance > DEAD_OF_MEDIAN**2 * typical)
     return dead
 
 
@@ -127,8 +128,9 @@ def fisher_z(r: Array, /) -> Array:
 
 def pack_edges(matrix: npt.NDArray[Any], /) -> npt.NDArray[Any]:
     """Return the upper triangle (..., edge) of symmetric matrices (..., node, node), row by row."""
-    rows, columns = np.triu_indices(matrix.shape[-1], 1)
-    return matrix[..., rows, columns]
+    n = matrix.shape[-1]
+    packed: npt.NDArray[Any] = matrix.reshape(*matrix.shape[:-2], n * n)[..., _upper_triangle(n)]
+    return packed
 
 
 def unpack_edges(edges: npt.NDArray[Any], /, *, diagonal: float = 0) -> npt.NDArray[Any]:
@@ -140,11 +142,20 @@ def unpack_edges(edges: npt.NDArray[Any], /, *, diagonal: float = 0) -> npt.NDAr
         If the number of edges is not n (n - 1) / 2 of a whole n.
     """
     n = count_nodes(edges.shape[-1])
+    upper = _upper_triangle(n)
+    matrix = np.full((*edges.shape[:-1], n * n), diagonal, dtype=edges.dtype)
+    matrix[..., upper] = edges
+    matrix[..., upper % n * n + upper // n] = edges
+    return matrix.reshape(*edges.shape[:-1], n, n)
+
+
+@lru_cache(maxsize=4)
+def _upper_triangle(n: int) -> npt.NDArray[np.intp]:
+    """Return the flat positions (edge,) of the upper triangle of n x n, row by row."""
     rows, columns = np.triu_indices(n, 1)
-    matrix = np.full((*edges.shape[:-1], n, n), diagonal, dtype=edges.dtype)
-    matrix[..., rows, columns] = edges
-    matrix[..., columns, rows] = edges
-    return matrix
+    upper: npt.NDArray[np.intp] = rows * n + columns
+    upper.flags.writeable = False
+    return upper
 
 
 def count_nodes(n_edge: int) -> int:

@@ -158,7 +158,7 @@ def sum_members(
 
 
 @njit(cache=True, nogil=True)
-def _sum_rows(  # noqa: PLR0913, PLR0917 - compiled code takes plain arrays only
+def _sum_rows(  # pragma: no cover  # noqa: PLR0913, PLR0917 - compiled: plain arrays only, invisible to coverage
     x: npt.NDArray[Any],
     kept: BoolArray,
     rows: IntArray,

@@ -28,7 +28,9 @@ def standardise(ts: Array, /) -> Array:
         return np.where(length > DEAD_OF_LEVEL * level, x / length, np.nan)
 
 
-def seed_maps(seeds: Array, x: npt.NDArray[Any], /, *, kept: BoolArray) -> npt.NDArray[np.float32]:
+def seed_maps(
+    seeds: Array, x: npt.NDArray[Any], /, *, kept: BoolArray, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
     """Return Fisher's z (node, voxel) of the correlation of each seed with each voxel over the kept frames.
 
     Parameters
@@ -39,10 +41,12 @@ def seed_maps(seeds: Array, x: npt.NDArray[Any], /, *, kept: BoolArray) -> npt.N
         Signal (voxel, time).
     kept
         (time,) frames that count.
+    out
+        (node, voxel) where the result goes; made if not given.
     """
     unit = standardise(seeds[:, kept].astype(np.float64)).astype(np.float32)
     frames = np.flatnonzero(kept)
-    z = np.empty((seeds.shape[0], x.shape[0]), dtype=np.float32)
+    z = np.empty((seeds.shape[0], x.shape[0]), dtype=np.float32) if out is None else out
     tile = np.empty((min(TILE, x.shape[0]), frames.size), dtype=np.float32)
     for first in range(0, x.shape[0], TILE):
         block = x[first : first + TILE]
@@ -62,7 +66,7 @@ def _fisher_z_single(r: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 # Sums may be taken in any order of the lanes (reassoc), else they are not vectorised; NaN keeps its meaning.
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _standardise_rows(
+def _standardise_rows(  # pragma: no cover - compiled, invisible to coverage
     x: npt.NDArray[Any], frames: npt.NDArray[np.intp], smallest: float, out: npt.NDArray[np.float32]
 ) -> None:
     n = frames.size
