@@ -268,6 +268,8 @@ def test_render_report__methods_follow_the_parameters(data, page):
     assert "nothing was regressed or filtered" in bare
     assert "36 regressors" not in bare
     assert "No contrast was tested" in bare
+    assert "Esteban" in text
+    assert "Esteban" not in bare
 
 
 def test_render_report__glass_brain_where_nodes_have_coordinates(data):
@@ -312,6 +314,13 @@ def test_describe_contrast__joins_by_subject_whatever_the_order(cohort, people):
     post = cohort["netmat"].to_numpy()[1::2]
     np.testing.assert_array_equal(one.observed, post - pre)
     np.testing.assert_array_equal(one.visits, [pre, post])
+
+
+def test_describe_contrast__levels_are_named_as_in_the_study_file(cohort, people):
+    numbered = people.assign(group=np.repeat([1.0, 0.0], 8))
+    contrast = make_contrast(cohort, numbered, replace(CHANGE, levels=(0, 1)))
+    assert contrast.levels == ("0", "1")
+    assert contrast.groups == ("1",) * 8 + ("0",) * 8
 
 
 def test_describe_contrast__a_subject_without_data_is_refused(cohort, people, contrast):

@@ -231,7 +231,7 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
     if hypothesis.effect is not None and hypothesis.effect in participants:
         column = participants.loc[subjects, hypothesis.effect]
         if hypothesis.test == "two-sample":
-            groups = tuple(map(str, column))
+            groups = _name_levels(column, hypothesis.levels)
         else:
             covariate = column.to_numpy(dtype=np.float64)
     left_out = dict(str(line).split(": ", 1) for line in result.attrs.get("left_out", []) if ": " in str(line))
@@ -319,6 +319,12 @@ def _planted_sign(contrast: TestedContrast) -> npt.NDArray[np.int64]:
         known = {frozenset((str(i), str(j))): int(sign) for i, j, sign in zip(*columns, strict=True)}
     pairs = zip(contrast.result["node_i"].to_numpy(), contrast.result["node_j"].to_numpy(), strict=True)
     return np.array([known.get(frozenset((str(i), str(j))), 0) for i, j in pairs], dtype=np.int64)
+
+
+def _name_levels(column: pd.Series[Any], levels: tuple[Any, Any] | None) -> tuple[str, ...]:
+    """Return the level of each observation in the words of the study file, where 1 may stand for a 1.0 of the table."""
+    names = {level: str(level) for level in levels or ()}
+    return tuple(names.get(value, str(value)) for value in column)
 
 
 def _rows(cohort: xr.Dataset, subjects: Sequence[str], sessions: Sequence[str] | None) -> xr.DataArray:

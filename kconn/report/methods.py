@@ -149,10 +149,9 @@ def _table(parameters: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _data(data: ReportData, inputs: Mapping[str, Any], bibliography: Bibliography) -> str:
     n_used = int((data.runs["excluded"].astype(str) == "").sum())
     n_subject = data.runs["subject"].nunique()
-    source = {
-        "fmriprep": f"preprocessed images in the layout of fMRIPrep{bibliography.cite('esteban')}",
-        "tables": "tables of node time series",
-    }.get(str(inputs.get("layout")), "preprocessed resting-state runs")
+    source = "tables of node time series" if inputs.get("layout") == "tables" else "preprocessed resting-state runs"
+    if inputs.get("layout") == "fmriprep":
+        source = f"preprocessed images in the layout of fMRIPrep{bibliography.cite('esteban')}"
     return (
         f"{count(len(data.runs), 'run')} of {count(n_subject, 'participant')} were read as {source}; "
         f"{count(n_used, 'run')} entered the analysis."
