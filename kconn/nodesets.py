@@ -37,14 +37,14 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
     if "spheres" in files or params.get("spheres") is not None:
         spheres = atlases.read_spheres(files["spheres"]) if "spheres" in files else params["spheres"]
         return nodes_from_spheres(spheres, radius_mm=params["radius_mm"], diameter_mm=params["diameter_mm"])
-    if "node" not in run.dims:
+    if "column" not in run.dims:
         raise InputError(
             "E-NODES",
             "a node set of columns needs runs that are tables of node series",
             rule="images have voxels, not columns",
             fix="give the node set an atlas or spheres",
         )
-    available = [str(name) for name in run["node"].to_numpy()]
+    available = [str(name) for name in run["column"].to_numpy()]
     wanted = available if params["columns"] == "all" else list(params["columns"])
     if unknown := [name for name in wanted if name not in available]:
         raise InputError(

@@ -245,7 +245,7 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
     ----------
     ds
         A run with ``denoised``, else ``bold``: (voxel, time) with the coordinates ``i j k`` (voxel) and attrs
-        ``affine`` and ``grid_shape``, or (node, time) for a node set of columns. Lazy input gives a lazy result.
+        ``affine`` and ``grid_shape``, or (column, time) for a node set of columns. Lazy input gives a lazy result.
     nodes
         Which voxels, or columns, make a node.
     min_coverage
@@ -255,8 +255,7 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
     Returns
     -------
     xr.Dataset
-        ``ds`` with ``timeseries (node, time)`` float64 and ``coverage (node)``. For a node set of columns, other
-        columns are dropped.
+        ``ds`` with ``timeseries (node, time)`` float64 and ``coverage (node)``.
 
     Raises
     ------
@@ -270,19 +269,20 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
         raise SchemaError("E-ARGUMENT", f"min_coverage is {min_coverage}", rule="it is a share, from 0 to 1")
     signal = "denoised" if "denoised" in ds else "bold"
     schema.validate(ds, signal)
+    source = ds[signal]
     if isinstance(nodes.source, Columns):
-        ds = _select_columns(ds, nodes, signal)
+        source = _select_columns(source, nodes, where=str(ds.attrs.get("where", "")))
         members = _column_members(len(nodes.names))
-        position = xr.DataArray(np.arange(len(nodes.names)), dims="node")
+        position = xr.DataArray(np.arange(len(nodes.names)), dims="column")
     else:
         shape, affine = read_grid(ds)
         members = find_members(nodes, shape, affine, where=str(ds.attrs.get("where", "")))
         position = ds["i"] + shape[0] * (ds["j"] + shape[1] * ds["k"])
-        ds = ds.drop_dims("node", errors="ignore")
 
+    ds = ds.drop_dims("node", errors="ignore")
     kept = ds["sample_mask"] if "sample_mask" in ds else xr.DataArray(np.ones(ds.sizes["time"], bool), dims="time")
     rule = {"n_voxel": members.n_voxel, "min_coverage": min_coverage, "where": str(ds.attrs.get("where", ""))}
-    series, coverage = _apply(ds[signal], position, kept, members, rule)
+    series, coverage = _apply(source, position, kept, members, rule)
     out = ds.assign_coords(nodes.coords()).assign(
         timeseries=xr.DataArray(series, dims=("node", "time"), attrs={"source": signal}),
         coverage=xr.DataArray(coverage, dims=("node",), attrs={"min_coverage": min_coverage}),
@@ -375,26 +375,26 @@ def _find_labels(source: Labels, shape: tuple[int, int, int], affine: Array, whe
     return kernel.label_members(labels, keys=source.keys, n_beyond=n_beyond)
 
 
-def _select_columns(ds: xr.Dataset, nodes: NodeSet, signal: str) -> xr.Dataset:
-    if "node" not in ds[signal].dims:
+def _select_columns(signal: xr.DataArray, nodes: NodeSet, *, where: str) -> xr.DataArray:
+    if "column" not in signal.dims:
         raise SchemaError(
             "E-ARGUMENT",
-            f"{signal!r} has dims {tuple(map(str, ds[signal].dims))}, the node set selects columns of a table",
-            where=str(ds.attrs.get("where", "")),
-            rule="columns are nodes of (node, time)",
+            f"{signal.name!r} has dims {tuple(map(str, signal.dims))}, the node set selects columns of a table",
+            where=where,
+            rule="columns are those of (column, time)",
             fix="use a label atlas or spheres for voxel data",
         )
-    column = {str(name): i for i, name in enumerate(ds["node"].to_numpy())}
-    missing = [name for name in nodes.names if name not in column]
+    position = {str(name): i for i, name in enumerate(signal["column"].to_numpy())}
+    missing = [name for name in nodes.names if name not in position]
     if missing:
         raise InputError(
             "E-ID-MISSING",
             f"the table has no column {', '.join(map(repr, missing[:5]))}{' ...' if len(missing) > 5 else ''}",
-            where=str(ds.attrs.get("where", "")),
+            where=where,
             rule=f"all {len(nodes.names)} nodes are columns of every table",
             fix="exclude them, or correct the names",
         )
-    return ds.isel(node=[column[name] for name in nodes.names])
+    return signal.isel(column=[position[name] for name in nodes.names])
 
 
 def _column_members(n: int) -> kernel.Members:

@@ -159,7 +159,7 @@ class _Builder:
             )
             yield cohort
             for label, contrast in self.study.contrasts.items():
-                yield self._test(f"{path}/{label}", contrast, cohort, n_edge)
+                yield self._test(f"contrasts/{name}/{kind}/{label}", contrast, cohort, n_edge)
 
     def _ingest(self, facts: RunFacts) -> Step:
         inputs = self.study.inputs

@@ -20,13 +20,13 @@ def estimate_quality(ds: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     ds
-        A run: `bold` ``(voxel | node, time)``; `sample_mask`, `confounds` or `framewise_displacement`, `denoised` and
+        A run: `bold` ``(voxel | column, time)``; `sample_mask`, `confounds` or `framewise_displacement`, `denoised` and
         its counts where there are any; attrs ``t_r`` (s). Lazy or in memory.
 
     Returns
     -------
     ds
-        With `tsnr` ``(voxel | node)`` of the raw signal over the kept frames, and the scalars `n_frames`, `n_kept`,
+        With `tsnr` ``(voxel | column)`` of the raw signal over the kept frames, and the scalars `n_frames`, `n_kept`,
         `minutes_kept` (NaN without ``t_r``), `median_tsnr`, `n_constant` (voxels without signal: the count of
         `denoise` if it has run, else those without tSNR), `mean_fd` and `max_fd` in mm (framewise displacement of
         all frames but the first, which has none, kept or not; NaN if the run has no source for it). `df_left` and

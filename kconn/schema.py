@@ -27,6 +27,7 @@ class Variable:
 DIMS: Final[dict[str, str]] = {
     "observation": "A row of the group analysis: one session of one subject.",
     "voxel": "A voxel of the brain mask, in the order of the file (first axis fastest).",
+    "column": "A column of a table of node series, as read: node sets choose among them.",
     "node": "A region, sphere or column whose mean series is analysed.",
     "edge": "A pair of nodes, node_i < node_j, row-major upper triangle.",
     "time": "A frame; the coordinate is its onset in seconds.",
@@ -39,14 +40,14 @@ DIMS: Final[dict[str, str]] = {
 
 #: Variable -> dims allowed (trailing), NumPy kinds, unit, meaning.
 VARIABLES: Final[dict[str, Variable]] = {
-    "bold": Variable(dims=(("voxel", "time"), ("node", "time")), kind="if", unit="1", doc="Preprocessed signal."),
+    "bold": Variable(dims=(("voxel", "time"), ("column", "time")), kind="if", unit="1", doc="Preprocessed signal."),
     "denoised": Variable(
-        dims=(("voxel", "time"), ("node", "time")), kind="f", unit="1", doc="Residual signal; NaN where censored."
+        dims=(("voxel", "time"), ("column", "time")), kind="f", unit="1", doc="Residual signal; NaN where censored."
     ),
     "confounds": Variable(dims=(("time", "confound"),), kind="f", unit="1", doc="Confound table; NaN for n/a."),
     "sample_mask": Variable(dims=(("time",),), kind="b", unit="1", doc="True where the frame is kept."),
     "framewise_displacement": Variable(dims=(("time",),), kind="f", unit="mm", doc="Head motion, Power et al. 2012."),
-    "tsnr": Variable(dims=(("voxel",), ("node",)), kind="f", unit="1", doc="Temporal mean / temporal sd of bold."),
+    "tsnr": Variable(dims=(("voxel",), ("column",)), kind="f", unit="1", doc="Temporal mean / temporal sd of bold."),
     "n_frames": Variable(dims=((),), kind="iu", unit="1", doc="Frames of the run."),
     "n_kept": Variable(dims=((),), kind="iu", unit="1", doc="Frames that sample_mask keeps."),
     "n_regressors": Variable(dims=((),), kind="iu", unit="1", doc="Rank of what denoising removes, mean included."),

@@ -281,11 +281,11 @@ def test_denoise__keeps_the_precision_of_tables_and_images(run, given, expected)
 
 
 def test_denoise__works_on_nodes(run):
-    nodes = run.rename(voxel="node")
+    nodes = run.rename(voxel="column")
 
     actual = denoise(nodes, confounds="6P", high_pass=0.008, low_pass=None)
 
-    assert actual["denoised"].dims == ("node", "time")
+    assert actual["denoised"].dims == ("column", "time")
 
 
 # --- laziness and invariance ----------------------------------------------------------------------------------------

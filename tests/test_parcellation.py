@@ -279,13 +279,13 @@ def table():
     x = np.random.default_rng(0).normal(size=(4, N_TIME))
     x[2] = 5
     return xr.Dataset(
-        {"bold": (("node", "time"), x)},
-        coords={"node": ["gsr", "a", "b", "c"], "time": np.arange(N_TIME) * 2.0},
+        {"bold": (("column", "time"), x)},
+        coords={"column": ["gsr", "a", "b", "c"], "time": np.arange(N_TIME) * 2.0},
         attrs={"where": "sub-01"},
     )
 
 
-@pytest.mark.parametrize("chunks", [None, {}, {"node": 1, "time": 7}])
+@pytest.mark.parametrize("chunks", [None, {}, {"column": 1, "time": 7}])
 def test_parcellate__selects_columns_by_name(table, chunks):
     nodes = nodes_from_columns(["c", "gsr", "b", "a"], exclude=["gsr"], networks={"a": "n", "b": "n", "c": "m"})
     kept = np.arange(N_TIME) != 3
@@ -297,7 +297,7 @@ def test_parcellate__selects_columns_by_name(table, chunks):
     np.testing.assert_array_equal(out["timeseries"][2, kept], table["bold"][1, kept])
     assert out["timeseries"][:, 3].isnull().all()
     assert find_uncovered(out) == ("b",)
-    assert out["bold"].sizes["node"] == 3
+    assert out["bold"].sizes["column"] == 4
 
 
 def test_parcellate__refuses_columns_that_are_absent(table, run):

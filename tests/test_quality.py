@@ -92,7 +92,7 @@ def test_estimate_quality__is_lazy_and_equals_eager(run):
 
 
 def test_estimate_quality__of_dead_data_has_no_median():
-    run = xr.Dataset({"bold": (("node", "time"), np.ones((3, 10)))})
+    run = xr.Dataset({"bold": (("column", "time"), np.ones((3, 10)))})
 
     assert np.isnan(estimate_quality(run)["median_tsnr"])
     assert estimate_quality(run)["n_constant"] == 3

@@ -93,8 +93,8 @@ def _read_table_run(job: Job) -> xr.Dataset:
     )
     n_time = table.values.shape[1]
     ds = xr.Dataset(
-        {"bold": (("node", "time"), table.values)},
-        coords={"node": ("node", np.array(table.names, dtype=object)), **_time(n_time, params["t_r"])},
+        {"bold": (("column", "time"), table.values)},
+        coords={"column": ("column", np.array(table.names, dtype=object)), **_time(n_time, params["t_r"])},
         attrs={"where": where, "t_r": params["t_r"], "notes": list(table.notes)},
     )
     return _with_tables(job, ds)

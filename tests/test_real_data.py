@@ -1,0 +1,191 @@
+"""Whole studies on real data, through the shell's own commands."""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+import kconn
+from kconn.cli import main
+
+
+def _run(tmp_path, text, capsys, *, code=0):
+    study = tmp_path / "study.toml"
+    study.write_text(text)
+    assert main(["run", str(study), "--workers", "0"]) == code
+    return capsys.readouterr()
+
+
+def _tree(tmp_path):
+    return kconn.open_study(tmp_path / "study.zarr")
+
+
+def test_run__bochum_pain_sensitivity(shared_data, tmp_path, capsys):
+    _run(
+        tmp_path,
+        f"""
+schema_version = 1
+[study]
+name = "Bochum"
+[inputs]
+layout = "tables"
+root = "{shared_data / "rpn_bochum"}"
+pattern = "regional_timeseries/bochum-{{subject}}_pumi-*.tsv"
+fd_pattern = "framewise_displacement/FD_bochum-{{subject}}_pumi-*.txt"
+orientation = "time-by-node"
+has_header = true
+t_r = 2.5
+participants = "{shared_data / "rpn_bochum" / "bochum_sample.csv"}"
+participants_id = "ID"
+participants_id_format = "{{:03d}}"
+include = {{ Excluded = 0 }}
+[denoise]
+confounds = "none"
+high_pass = "none"
+fd_threshold = 0.15
+[nodes.mist122]
+columns = "all"
+exclude = ["GlobSig"]
+[connectivity]
+kinds = ["ridgep"]
+rho = 0.1
+[contrasts.pain]
+test = "covariate"
+formula = "mean_QST_pain_sensitivity + Age + Male"
+effect = "mean_QST_pain_sensitivity"
+[permutation]
+n_perm = 5000
+seed = 7
+""",
+        capsys,
+    )
+    tree = _tree(tmp_path)
+    result = tree["contrasts/mist122/ridgep/pain"].to_dataset()
+    people = pd.read_csv(shared_data / "rpn_bochum" / "bochum_sample.csv")
+    n_included = int((people["Excluded"] == 0).sum())
+    assert result.sizes["edge"] == 7381
+    assert 0 < result.attrs["n_observation"] <= n_included
+    assert "GlobSig" not in result["node_i"].to_numpy()
+    p = result["p_fwe"].to_numpy()
+    tested = np.isfinite(p)
+    assert tested.mean() > 0.9
+    assert (p[tested] >= 1 / 5000).all()
+    assert (p[tested] <= 1).all()
+    assert (p[tested] >= result["p_unc"].to_numpy()[tested]).all()
+
+    # The design is joined by label: an ordinary least-squares fit of one edge gives the same t.
+    cube = tree["cohort/mist122/ridgep"].to_dataset()
+    table = people.assign(subject=[f"{i:03d}" for i in people["ID"]]).set_index("subject")
+    table = table.loc[cube["subject"].to_numpy().astype(str)]
+    X = np.column_stack([table["mean_QST_pain_sensitivity"], table["Age"], table["Male"], np.ones(len(table))])
+    i_edge = int(np.flatnonzero(tested)[100])
+    y = cube["netmat"].to_numpy()[:, i_edge]
+    beta, rss = np.linalg.lstsq(X, y)[:2]
+    se = np.sqrt(rss[0] / (len(y) - 4) * np.linalg.inv(X.T @ X)[0, 0])
+    np.testing.assert_allclose(result["stat"].to_numpy()[i_edge], beta[0] / se, rtol=1e-9)
+
+    quality = tree["cohort"].to_dataset()
+    assert (quality["n_kept"] <= quality["n_frames"]).all()
+    html = (tmp_path / "report.html").read_text()
+    assert "L_IPlob_2" in html  # the repeated column name is told
+
+
+def test_run__hcp_group_mean_and_split_half(shared_data, tmp_path, capsys):
+    half = pd.DataFrame({"participant_id": [f"{i:03d}" for i in range(12)], "half": ["a", "b"] * 6})
+    half.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    _run(
+        tmp_path,
+        f"""
+schema_version = 1
+[study]
+name = "HCP"
+[inputs]
+layout = "tables"
+root = "{shared_data / "hcp12_dk70"}"
+pattern = "{{subject}}/rfMRI_REST1_LR_BOLD.csv"
+orientation = "time-by-node"
+has_header = false
+t_r = 0.72
+participants = "participants.tsv"
+[denoise]
+confounds = "none"
+high_pass = 0.008
+[nodes.dk70]
+columns = "all"
+[connectivity]
+kinds = ["corr", "partial"]
+[contrasts.split-half]
+test = "two-sample"
+formula = "half"
+effect = "half"
+[permutation]
+n_perm = 5000
+""",
+        capsys,
+    )
+    tree = _tree(tmp_path)
+    cube = tree["cohort/dk70/corr"].to_dataset()
+    assert cube.sizes == {"observation": 12, "edge": 70 * 69 // 2}
+    result = tree["contrasts/dk70/corr/split-half"].to_dataset()
+    assert bool(result["exhaustive"])
+    assert int(result["n_distinct"]) == 924  # 12 choose 6
+    assert float(result["p_fwe"].min()) > 0.01
+
+    dead = {"4", "39"}  # corpus callosum, columns 3 and 38 from 0
+    i, j = (cube[name].to_numpy().astype(str) for name in ("node_i", "node_j"))
+    alive = np.array([not {a, b} & dead for a, b in zip(i, j, strict=True)])
+    mean = np.tanh(cube["netmat"].mean("observation").to_numpy()[alive])
+    published = _published_dk68(shared_data)
+    assert np.corrcoef(mean, published)[0, 1] > 0.9
+
+
+def _published_dk68(shared_data):
+    """Return the upper triangle of the published group matrix; both list the left hemisphere first, in one order."""
+    matrix = np.loadtxt(shared_data / "hcp_group_fc" / "funcMatrix_ctx.csv", delimiter=",")
+    return matrix[np.triu_indices(68, 1)]
+
+
+def _stages8(shared_data, kinds):
+    return f"""
+schema_version = 1
+[study]
+name = "STAGES"
+[inputs]
+layout = "tables"
+root = "{shared_data / "stages8"}"
+pattern = "ses-{{session}}/ts_sub-{{subject}}_ses-{{session}}.txt"
+orientation = "node-by-time"
+has_header = false
+t_r = 0.8
+[denoise]
+confounds = "none"
+high_pass = "none"
+[nodes.regions419]
+columns = "all"
+[connectivity]
+kinds = {json.dumps(kinds)}
+[contrasts.visits]
+test = "paired"
+change = ["1", "2"]
+"""
+
+
+def test_run__stages_unregularised_partial_is_refused_before_compute(shared_data, tmp_path, capsys):
+    said = _run(tmp_path, _stages8(shared_data, ["partial"]), capsys, code=1)
+    assert "E-NETMAT-RANK" in said.err
+    assert "419" in said.err
+    assert "ridgep" in said.err
+    assert "Traceback" not in said.err + said.out
+    assert not (tmp_path / "study.zarr").exists()
+
+
+def test_run__stages_paired_test_of_eight_is_exhaustive(shared_data, tmp_path, capsys):
+    _run(tmp_path, _stages8(shared_data, ["ridgep"]), capsys)
+    result = _tree(tmp_path)["contrasts/regions419/ridgep/visits"].to_dataset()
+    assert int(result["n_distinct"]) == 256
+    assert bool(result["exhaustive"])
+    assert result.sizes["edge"] == 419 * 418 // 2
+    p = result["p_unc"].to_numpy()
+    counts = p[np.isfinite(p)] * 256
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-9)
+    assert float(result["p_fwe"].min()) >= 2 / 256  # two-sided: every flip has its mirror
