@@ -163,21 +163,25 @@ def residuals(x: Signal, projection: Projection, *, scale: Scale = "none") -> Si
         instead would enter means and correlations as if they had been measured.)
     """
     out = np.empty(x.shape, dtype=result_dtype(x.dtype))
-    with blas.single_thread():
-        for start in range(0, len(x), TILE):
-            _fill_tile(x[start : start + TILE], projection, scale, out[start : start + TILE])
+    _fill(x, projection, scale, out)
     return out
 
 
 def residuals_in_blocks(x: Signal, projection: Projection, *, block: int, scale: Scale = "none") -> Signal:
     """Return `residuals` of each ``block`` of voxels, on as many threads as BLAS would take."""
-    starts = range(0, len(x), block)
+    out = np.empty(x.shape, dtype=result_dtype(x.dtype))
+    parts = [slice(start, start + block) for start in range(0, len(x), block)]
     with ThreadPoolExecutor(blas.count_threads()) as pool:
-        parts = pool.map(lambda start: residuals(x[start : start + block], projection, scale=scale), starts)
-        out = np.empty(x.shape, dtype=result_dtype(x.dtype))
-        for start, part in zip(starts, parts, strict=True):
-            out[start : start + block] = part
+        for _ in pool.map(lambda part: _fill(x[part], projection, scale, out[part]), parts):
+            pass
     return out
+
+
+def _fill(x: Signal, projection: Projection, scale: Scale, out: Signal) -> None:
+    """Write the residuals of ``x`` to ``out``, tile by tile."""
+    with blas.single_thread():
+        for start in range(0, len(x), TILE):
+            _fill_tile(x[start : start + TILE], projection, scale, out[start : start + TILE])
 
 
 def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
