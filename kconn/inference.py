@@ -20,7 +20,7 @@ from dask.system import CPU_COUNT
 from kconn import schema
 from kconn.chunks import GIB
 from kconn.errors import DesignError, SchemaError
-from kconn.kernels import glm, multiple_testing, permutation, tasks
+from kconn.kernels import glm, multiple_testing, permutation, tails, tasks
 from kconn.kernels.blas import single_thread
 from kconn.kernels.permutation import Relabelling, Shuffling
 from kconn.observations import (
@@ -38,6 +38,8 @@ Regression = glm.Regression
 Rows = pd.DataFrame | pd.Series | xr.DataArray | npt.NDArray[np.generic]
 
 TAILS: Final = ("two-sided", "greater", "less")
+#: Coverage of the limits of every p.
+CI_LEVEL: Final = 0.95
 
 
 def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword each
@@ -53,6 +55,9 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     regression: Regression = "freedman-lane",
     permutations: xr.DataArray | npt.NDArray[np.integer] | None = None,
     signs: xr.DataArray | npt.NDArray[np.integer] | None = None,
+    joint_fwe: bool = False,
+    fdr: Literal["bh", "bky"] = "bh",
+    tail: Literal["counts", "gpd"] = "counts",
     dtype: Literal["float64", "float32"] = "float64",
     max_mem: int = 2 * GIB,
 ) -> xr.Dataset:
@@ -89,6 +94,13 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     permutations, signs
         Tables ``(n_perm, observation)`` to use instead of drawing, row 0 the identity: PALM's and MRtrix3's convention
         ``(P v)[i] = sign[i] v[permutation[i]]``, counting rows of ``data`` from 0.
+    joint_fwe
+        Add ``p_fwe_joint`` and ``p_fdr_joint``, corrected over all contrasts together: one table of relabellings for
+        all, maxima over contrasts on the scale of z.
+    fdr
+        Benjamini-Hochberg or the two-stage procedure of Benjamini, Krieger and Yekutieli at level 0.05.
+    tail
+        ``"gpd"``: corrected p below 0.1 come from a generalised Pareto tail fitted to ``max_stat``, where one fits.
     dtype
         Precision of the permuted statistics. The observed statistic is always float64.
     max_mem
@@ -98,8 +110,10 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     -------
     xr.Dataset
         Dims ``(contrast, feature...)``: ``effect stat dof zstat cohen_d partial_r p_unc p_fwe p_fdr excluded``, and
-        ``p_unc_tails p_fwe_tails (tail, contrast, feature...)``; ``max_stat (permutation, contrast)``, in the direction
-        of ``alternative``; ``permutation_table sign_table (contrast, permutation, observation)``; coordinates along
+        ``p_unc_tails p_fwe_tails (tail, contrast, feature...)``; ``p_unc_ci p_fwe_ci (limit, contrast, feature...)``,
+        exact binomial 95 % limits of the p that all relabellings would give, equal to p where the test is exhaustive;
+        ``max_stat (permutation, contrast)``, in the direction of ``alternative``; ``permutation_table sign_table
+        (contrast, permutation, observation)``; with ``joint_fwe``, ``p_fwe_joint p_fdr_joint``. Coordinates along
         ``contrast``: ``stat_kind shuffling n_permutations n_distinct exhaustive table_sha256``.
 
         p = (number of relabellings whose statistic is at least as extreme, identity and ties included) / n_perm.
@@ -123,6 +137,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     _check_choice("regression", regression, get_args(Regression))
     _check_choice("dtype", dtype, tuple(glm.TIE_RTOL))
     _check_choice("sign_flip", sign_flip, (True, False, "both"))
+    _check_choice("fdr", fdr, tuple(multiple_testing.FDR))
+    _check_choice("tail", tail, ("counts", "gpd"))
     features = _read_features(data)
     observations = read_observations(features.data)
     columns, matrix = _read_design(design, observations)
@@ -135,17 +151,24 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         permutations=None if permutations is None else join_permutations(permutations, observations),
         signs=None if signs is None else join_shufflings(signs, observations),
     )
-    tests = [_plan_test(name, weights, columns, matrix, exchange, regression) for name, weights in contrasts.items()]
-    if not tests:
-        raise DesignError("E-CONTRAST", "there is no contrast", rule="at least one name with its weights")
+    tests = _plan_tests(contrasts, columns, matrix, exchange, regression=regression, joint=joint_fwe)
 
     found = _run_tests(features, observations, tests, dtype=dtype, max_mem=max_mem)
 
-    results = [_read_result(test, result, alternative, dtype) for test, result in zip(tests, found, strict=True)]
+    correction = Correction(alternative=alternative, fdr=fdr, tail=tail, tie_rtol=glm.TIE_RTOL[dtype])
+    nulls = [_compare(test, result, correction) for test, result in zip(tests, found, strict=True)]
+    results = [
+        _read_result(test, result, null, correction) for test, result, null in zip(tests, found, nulls, strict=True)
+    ]
+    if joint_fwe:
+        _correct_jointly(results, tests, nulls, correction)
     ds = _label_results(results, tests, features, observations)
     return schema.annotate(ds).assign_attrs(
         alternative=alternative,
         regression=regression,
+        fdr=fdr,
+        tail=tail,
+        ci_level=CI_LEVEL,
         dtype=dtype,
         n_perm=exchange.n_perm,
         seed=exchange.seed,
@@ -265,23 +288,48 @@ class Test:
         return "t" if self.partition.rank == 1 else "F"
 
 
-def _plan_test(
-    name: str,
-    weights: Any,
+def _plan_tests(
+    contrasts: Mapping[str, Any],
     columns: list[str],
     matrix: npt.NDArray[np.float64],
     exchange: Exchange,
+    *,
     regression: Regression,
-) -> Test:
-    contrast = _read_contrast(name, weights, columns)
-    try:
-        partition = glm.split_design(matrix, contrast)
-        tested = matrix[:, np.atleast_2d(contrast).any(axis=0)]
-        shuffling, kind, note = _plan_shuffling(permutation.label_rows(tested), exchange)
-    except DesignError as error:
-        raise error.at(name) from error
-    rows = glm.plan_rows(partition, shuffling, regression)
-    return Test(name=name, partition=partition, shuffling=shuffling, kind=kind, note=note, rows=rows)
+    joint: bool,
+) -> list[Test]:
+    weights = {name: _read_contrast(name, given, columns) for name, given in contrasts.items()}
+    if not weights:
+        raise DesignError("E-CONTRAST", "there is no contrast", rule="at least one name with its weights")
+    partitions = {}
+    for name, contrast in weights.items():
+        try:
+            partitions[name] = glm.split_design(matrix, contrast)
+        except DesignError as error:
+            raise error.at(name) from error
+    tested: dict[str, npt.NDArray[np.bool_]] = {}
+    for name, contrast in weights.items():
+        tested[name] = np.asarray(np.atleast_2d(contrast).any(axis=0))
+    own = {name: permutation.label_rows(matrix[:, columns]) for name, columns in tested.items()}
+    if joint:
+        # One table for all: what any contrast tests decides which relabellings differ.
+        tested = dict.fromkeys(tested, np.asarray(np.any(list(tested.values()), axis=0)))
+    tests = []
+    for name, partition in partitions.items():
+        try:
+            shuffling, kind, note = _plan_shuffling(permutation.label_rows(matrix[:, tested[name]]), exchange)
+        except DesignError as error:
+            raise error.at(name) from error
+        rows = glm.plan_rows(partition, shuffling, regression)
+        if joint and kind == "permutations" and own[name].max() == own[name].min():
+            raise DesignError(
+                "E-PERMUTATIONS",
+                "no relabelling of the common table changes what this contrast tests",
+                where=name,
+                rule="with joint_fwe all contrasts share one table",
+                fix="test a mean in a call of its own, or with sign_flip=True",
+            )
+        tests.append(Test(name=name, partition=partition, shuffling=shuffling, kind=kind, note=note, rows=rows))
+    return tests
 
 
 def _read_contrast(name: str, weights: Any, columns: list[str]) -> npt.NDArray[np.float64]:
@@ -468,9 +516,31 @@ def _join_features(parts: list[Found]) -> Found:
     )
 
 
-def _read_result(test: Test, found: Found, alternative: Alternative, dtype: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the numbers of one contrast: per feature, per tail and feature, or per permutation."""
-    observed, tally, partition = found.observed, found.tally, test.partition
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """How counts become p-values."""
+
+    alternative: Alternative
+    fdr: str
+    tail: str
+    tie_rtol: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Null:
+    """One direction of one contrast, on the scale on which relabellings are compared.
+
+    ``counts (n_feature,)`` of relabellings at least as extreme, identity included; ``highest (n_perm,)`` over features;
+    ``limits (n_feature,)`` that ``highest`` must reach to count.
+    """
+
+    counts: npt.NDArray[np.int64]
+    highest: npt.NDArray[np.float64]
+    limits: npt.NDArray[np.float64]
+
+
+def _compare(test: Test, found: Found, correction: Correction) -> dict[str, Null]:
+    observed, tally = found.observed, found.tally
     if (observed.excluded != 0).all():
         raise DesignError(
             "E-NO-FEATURES",
@@ -479,44 +549,104 @@ def _read_result(test: Test, found: Found, alternative: Alternative, dtype: str)
             where=test.name,
             rule="at least one feature varies and is known for every observation",
         )
-    n_perm = test.shuffling.n_perm
-    above, below, beyond = glm.bounds(observed.u, dof=partition.dof, tie_rtol=glm.TIE_RTOL[dtype])
+    above, below, beyond = glm.bounds(observed.u, dof=test.partition.dof, tie_rtol=correction.tie_rtol)
     highest = np.concatenate([[np.nanmax(observed.u)], tally.highest])
     lowest = np.concatenate([[np.nanmin(observed.u)], tally.lowest])
-    tails = {
-        "two-sided": (tally.n_beyond, np.maximum(highest, -lowest), beyond),
-        "greater": (tally.n_above, highest, above),
-        "less": (tally.n_below, -lowest, -below),
-    }
+    greater = Null(counts=1 + tally.n_above, highest=highest, limits=above)
     if test.stat_kind == "F":
-        tails = dict.fromkeys(("two-sided", "greater"), tails["greater"])
-    p_unc = np.full((len(TAILS), observed.u.size), np.nan)
-    p_fwe = np.full((len(TAILS), observed.u.size), np.nan)
-    tested = observed.excluded == 0
-    for i_tail, tail in enumerate(TAILS):
-        if tail in tails:
-            counts, null, limits = tails[tail]
-            p_unc[i_tail, tested] = (1 + counts[tested]) / n_perm
-            p_fwe[i_tail, tested] = multiple_testing.count_at_least(null, limits[tested]) / n_perm
+        return {"two-sided": greater, "greater": greater}
+    return {
+        "two-sided": Null(counts=1 + tally.n_beyond, highest=np.maximum(highest, -lowest), limits=beyond),
+        "greater": greater,
+        "less": Null(counts=1 + tally.n_below, highest=-lowest, limits=-below),
+    }
 
-    shown = "two-sided" if test.stat_kind == "F" else alternative
+
+def _read_result(
+    test: Test, found: Found, nulls: dict[str, Null], correction: Correction
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the numbers of one contrast: per feature, per tail and feature, or per permutation."""
+    observed, partition, n_perm = found.observed, test.partition, test.shuffling.n_perm
+    tested = observed.excluded == 0
+    missing = np.where(tested, 0.0, np.nan)
+    p_unc = np.full((len(TAILS), tested.size), np.nan)
+    p_fwe = np.full((len(TAILS), tested.size), np.nan)
+    fwe_counts: dict[str, npt.NDArray[np.float64]] = {}
+    for tail, null in nulls.items():
+        fwe_counts[tail] = missing + multiple_testing.count_at_least(null.highest, null.limits)
+        p_unc[TAILS.index(tail)] = null.counts / n_perm + missing
+        p_fwe[TAILS.index(tail)] = _correct(fwe_counts[tail] / n_perm, null, test, correction)
+
+    shown = _shown(test, correction)
     i_shown = TAILS.index(shown)
     rank, dof = partition.rank, partition.dof
     return {
         "effect": observed.effect,
         "stat": observed.stat,
-        "dof": np.where(tested, float(dof), np.nan),
+        "dof": dof + missing,
         "zstat": glm.t_to_z(observed.stat, dof) if rank == 1 else glm.f_to_z(observed.stat, rank, dof),
         "cohen_d": observed.cohen_d,
         "partial_r": observed.u if rank == 1 else np.sqrt(observed.u),
         "p_unc": p_unc[i_shown],
         "p_fwe": p_fwe[i_shown],
-        "p_fdr": multiple_testing.adjust_benjamini_hochberg(p_unc[i_shown]),
+        "p_fdr": multiple_testing.FDR[correction.fdr](p_unc[i_shown]),
         "p_unc_tails": p_unc,
         "p_fwe_tails": p_fwe,
+        "p_unc_ci": _limits(missing + nulls[shown].counts, test),
+        "p_fwe_ci": _limits(fwe_counts[shown], test),
         "excluded": observed.excluded,
-        "max_stat": glm.statistic_of_u(tails[shown][1], rank=rank, dof=dof),
+        "max_stat": glm.statistic_of_u(nulls[shown].highest, rank=rank, dof=dof),
     }
+
+
+def _shown(test: Test, correction: Correction) -> str:
+    return "two-sided" if test.stat_kind == "F" else correction.alternative
+
+
+def _correct(p: npt.NDArray[np.float64], null: Null, test: Test, correction: Correction) -> npt.NDArray[np.float64]:
+    if correction.tail == "counts":
+        return p
+    return tails.refine_p_values(p, _to_z(test, null.limits), _to_z(test, null.highest))
+
+
+def _limits(counts: npt.NDArray[np.float64], test: Test) -> npt.NDArray[np.float64]:
+    if test.shuffling.exhaustive:
+        return np.stack([counts / test.shuffling.n_perm] * 2)
+    return np.stack(multiple_testing.binomial_limits(counts, test.shuffling.n_perm, level=CI_LEVEL))
+
+
+def _to_z(test: Test, u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    rank, dof = test.partition.rank, test.partition.dof
+    stat = glm.statistic_of_u(u, rank=rank, dof=dof)
+    return glm.t_to_z(stat, dof) if rank == 1 else glm.f_to_z(stat, rank, dof)
+
+
+def _correct_jointly(
+    results: list[dict[str, npt.NDArray[Any]]], tests: list[Test], nulls: list[dict[str, Null]], correction: Correction
+) -> None:
+    """Add p-values corrected over contrasts as well: the maximum is taken over all of them, as z."""
+    chosen = [null[_shown(test, correction)] for test, null in zip(tests, nulls, strict=True)]
+    to_z = _to_z
+    if correction.alternative == "two-sided":
+        # |t| becomes t^2, an F with one numerator degree of freedom: then t and F contrasts have the same kind of tail.
+        to_z = _to_two_sided_z
+    highest = np.max([to_z(test, null.highest) for test, null in zip(tests, chosen, strict=True)], axis=0)
+    stacked = np.stack([result["p_unc"] for result in results])
+    fdr = multiple_testing.FDR[correction.fdr](stacked)
+    for i_test, (result, test, null) in enumerate(zip(results, tests, chosen, strict=True)):
+        limits = to_z(test, null.limits)
+        p = multiple_testing.count_at_least(highest, limits) / test.shuffling.n_perm
+        p = np.where(np.isnan(limits), np.nan, p)
+        result["p_fwe_joint"] = p if correction.tail == "counts" else tails.refine_p_values(p, limits, highest)
+        result["p_fdr_joint"] = fdr[i_test]
+
+
+def _to_two_sided_z(test: Test, u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    if test.partition.rank > 1:
+        return _to_z(test, u)
+    # The limit of an observed statistic near zero may lie below zero by the width of a tie.
+    stat = glm.statistic_of_u(np.maximum(u, 0), rank=1, dof=test.partition.dof)
+    return glm.f_to_z(stat**2, 1, test.partition.dof)
 
 
 def _label_results(
@@ -531,9 +661,9 @@ def _label_results(
         if name == "max_stat":
             padded = [np.pad(r[name], (0, n_perm - r[name].size), constant_values=np.nan) for r in results]
             variables[name] = (("permutation", "contrast"), np.stack(padded, axis=1))
-        elif name.endswith("_tails"):
-            stacked = np.stack([r[name].reshape(len(TAILS), *shape) for r in results], axis=1)
-            variables[name] = (("tail", "contrast", *dims), stacked)
+        elif name.endswith(("_tails", "_ci")):
+            stacked = np.stack([r[name].reshape(-1, *shape) for r in results], axis=1)
+            variables[name] = (("tail" if name.endswith("_tails") else "limit", "contrast", *dims), stacked)
         else:
             variables[name] = (("contrast", *dims), np.stack([r[name].reshape(shape) for r in results]))
     variables |= _label_tables(tests, n_perm, observations.n_obs)
@@ -551,6 +681,7 @@ def _label_results(
             **coords,
             "contrast": [test.name for test in tests],
             "tail": list(TAILS),
+            "limit": ["lower", "upper"],
             DIM: list(observations.ids),
             **{name: ("contrast", values) for name, values in along.items()},
         },

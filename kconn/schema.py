@@ -35,6 +35,7 @@ DIMS: Final[dict[str, str]] = {
     "contrast": "A tested contrast.",
     "permutation": "A relabelling; the first is the identity.",
     "tail": "An alternative hypothesis: two-sided, greater, less.",
+    "limit": "A confidence limit: lower, upper.",
     "run": "A row of the quality table: one run of one session.",
 }
 
@@ -68,6 +69,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "netmat": Variable(dims=(("edge",),), kind="f", unit="1", doc="Connection strength."),
     "n_run": Variable(dims=(("edge",),), kind="i", unit="1", doc="Runs of the session that the mean is over."),
     "n_missing": Variable(dims=(("edge",),), kind="i", unit="1", doc="Observations in which the edge is NaN."),
+    "reference": Variable(dims=(("edge",),), kind="f", unit="1", doc="Geometric mean that deviations start from."),
     "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),
     "design": Variable(dims=(("observation", "regressor"),), kind="f", unit="1", doc="Design matrix."),
     "effect": Variable(dims=((),), kind="f", unit="1", doc="Contrast of parameter estimates."),
@@ -81,6 +83,10 @@ VARIABLES: Final[dict[str, Variable]] = {
     "partial_r": Variable(dims=((),), kind="f", unit="1", doc="(Multiple) partial correlation with the tested part."),
     "p_unc_tails": Variable(dims=((),), kind="f", unit="1", doc="Permutation p of each alternative, uncorrected."),
     "p_fwe_tails": Variable(dims=((),), kind="f", unit="1", doc="Permutation p of each alternative, corrected."),
+    "p_unc_ci": Variable(dims=((),), kind="f", unit="1", doc="Binomial limits of p_unc."),
+    "p_fwe_ci": Variable(dims=((),), kind="f", unit="1", doc="Binomial limits of p_fwe, from its counts."),
+    "p_fwe_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fwe, corrected over contrasts as well."),
+    "p_fdr_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fdr, adjusted over contrasts as well."),
     "excluded": Variable(
         dims=((),), kind="i", unit="1", doc="0 tested; 1 missing values; 2 does not vary beyond the nuisance."
     ),

@@ -329,6 +329,38 @@ def test_permutation_test__null_p_values_are_uniform():
     assert stats.kstest(res["p_unc"][0], "uniform").pvalue > 0.001
 
 
+def test_permutation_test__joint_correction(study):
+    data, design = study
+    contrasts = {"g": [0, 1, 0, 0], "-g": [0, -1, 0, 0], "f": [[0, 1, 0, 0], [0, 0, 1, 0]]}
+    res = permutation_test(data, design, contrasts, n_perm=500, seed=1, joint_fwe=True)
+    assert len(set(res["table_sha256"].to_numpy())) == 1
+    assert (res["p_fwe_joint"] >= res["p_fwe"]).all()
+    np.testing.assert_array_equal(res["p_fwe_joint"].sel(contrast="g"), res["p_fwe_joint"].sel(contrast="-g"))
+    alone = permutation_test(data, design, {"g": [0, 1, 0, 0]}, n_perm=500, seed=1, joint_fwe=True)
+    np.testing.assert_array_equal(alone["p_fwe_joint"], alone["p_fwe"])
+    with pytest.raises(DesignError, match=r"\[m\].*share one table"):
+        permutation_test(data, design, {"m": [1, 0, 0, 0], "g": [0, 1, 0, 0]}, n_perm=500, seed=1, joint_fwe=True)
+
+
+def test_permutation_test__limits_hold_p(study):
+    data, design = study
+    res = permutation_test(data, design, GROUP, n_perm=500, seed=1)
+    for name in ("p_unc", "p_fwe"):
+        assert (res[f"{name}_ci"].sel(limit="lower") <= res[name]).all()
+        assert (res[f"{name}_ci"].sel(limit="upper") >= res[name]).all()
+    exact = permutation_test(data[:8], design[["intercept", "group"]][:8], {"g": [0, 1]}, n_perm=500, seed=1)
+    np.testing.assert_array_equal(exact["p_unc_ci"].sel(limit="lower"), exact["p_unc"])
+    np.testing.assert_array_equal(exact["p_unc_ci"].sel(limit="upper"), exact["p_unc"])
+
+
+def test_permutation_test__two_stage_fdr(study):
+    data, design = study
+    res = permutation_test(data, design, GROUP, n_perm=500, seed=1, fdr="bky")
+    once = permutation_test(data, design, GROUP, n_perm=500, seed=1)
+    np.testing.assert_array_equal(res["p_unc"], once["p_unc"])
+    assert (res["p_fdr"] != once["p_fdr"]).any()
+
+
 def drop_row(design):
     return design.iloc[1:]
 

@@ -8,7 +8,6 @@ from scipy import stats
 from kconn.errors import DesignError, ResourceError
 from kconn.kernels import glm, tasks
 from kconn.kernels.blas import single_thread
-from kconn.kernels.multiple_testing import adjust_benjamini_hochberg, count_at_least
 from kconn.kernels.permutation import plan_shuffling
 
 RNG = np.random.default_rng(20240)
@@ -229,20 +228,3 @@ def test_plan_permutations__tasks_are_long_enough(n_feature, n_thread):
     assert all((start - 1) % n_block == 0 for start, _ in ranges)
     if len(ranges) > 1:
         assert problem.flops / len(ranges) >= 0.7 * tasks.TASK_FLOPS["float64"]
-
-
-def test_count_at_least__equals_a_comparison():
-    null = RNG.normal(size=50)
-    bounds = np.append(RNG.normal(size=20), null[:5])
-    np.testing.assert_array_equal(count_at_least(null, bounds), (null[:, None] >= bounds).sum(axis=0))
-
-
-def test_adjust_benjamini_hochberg__equals_scipy():
-    p = RNG.uniform(size=(3, 20)) ** 2
-    np.testing.assert_allclose(adjust_benjamini_hochberg(p).ravel(), stats.false_discovery_control(p.ravel()))
-    holes = p.ravel().copy()
-    holes[[2, 7]] = np.nan
-    adjusted = adjust_benjamini_hochberg(holes)
-    assert np.isnan(adjusted[[2, 7]]).all()
-    known = np.isfinite(holes)
-    np.testing.assert_allclose(adjusted[known], stats.false_discovery_control(holes[known]))

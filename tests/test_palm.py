@@ -141,3 +141,19 @@ def test_permutation_test__within_blocks_counts_as_palm_does(case):
     table = res["permutation_table"][0].to_numpy()
     block = blocks.ravel()
     np.testing.assert_array_equal(block[table], np.broadcast_to(block, table.shape))
+
+
+@pytest.mark.parametrize("case", ["two_sample_cov"], indirect=True)
+def test_permutation_test__joint_correction_equals_palm(case):
+    res = case.run({"c1": case.contrasts[0], "c2": case.contrasts[1]}, joint_fwe=True)
+    for name in ("c1", "c2"):
+        one = res.sel(contrast=name)
+        assert_counts_equal(one["p_fwe_joint"], case.out[f"out_tstat_cfwep_{name}"], 2000)
+        np.testing.assert_allclose(one["p_fdr_joint"], case.out[f"out_tstat_cfdrp_{name}"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["accel_tail"], indirect=True)
+def test_permutation_test__tail_equals_palm(case):
+    res = case.run({"c1": case.contrasts[0]}, tail="gpd")
+    np.testing.assert_allclose(res["p_fwe"][0], case.out["out_tstat_fwep"], rtol=1e-6)
+    assert (res["p_fwe"] < 1 / 500).any()
