@@ -14,6 +14,7 @@ from nilearn.connectome import ConnectivityMeasure
 from sklearn.covariance import EmpiricalCovariance
 
 from benchmarks.side_by_side import compare
+from kconn.cohort import project_tangent
 from kconn.netmats import estimate_netmats
 
 N_SUBJECT, N_NODE, N_TIME = 100, 200, 488
@@ -45,6 +46,24 @@ def nilearn(kind: str) -> Callable[[], Any]:
     return lambda: measure.fit_transform(series)
 
 
+def tangent_ours() -> Callable[[], Any]:
+    """Prepare the tangent projection, shrunk correlations included."""
+    series = make_series()
+    ds = xr.Dataset(
+        {"timeseries": (("observation", "node", "time"), np.ascontiguousarray(np.swapaxes(series, 1, 2)))},
+        coords={"node": [str(i) for i in range(N_NODE)], "time": np.arange(N_TIME) * 0.8},
+    )
+    return lambda: project_tangent(estimate_netmats(ds, kind="ledoit"))
+
+
+def tangent_nilearn() -> Callable[[], Any]:
+    """Prepare nilearn's measure of the same, with its Ledoit-Wolf covariance."""
+    warnings.simplefilter("ignore")
+    series = list(make_series())
+    measure = ConnectivityMeasure(kind="tangent", vectorize=True, discard_diagonal=True)
+    return lambda: measure.fit_transform(series)
+
+
 if __name__ == "__main__":
     size = f"{N_SUBJECT} x {N_NODE} nodes x {N_TIME} frames"
     for kind, peer in (("corr", "correlation"), ("partial", "partial correlation"), ("ridgep", "partial correlation")):
@@ -54,3 +73,4 @@ if __name__ == "__main__":
             peer=partial(nilearn, peer),
             peer_name=f"ConnectivityMeasure, {peer}",
         )
+    compare(f"tangent of {size}", ours=tangent_ours, peer=tangent_nilearn, peer_name="ConnectivityMeasure, tangent")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,15 @@ import xarray as xr
 from kconn import schema
 from kconn.errors import InputError, SchemaError
 from kconn.kernels import cohort as kernel
-from kconn.kernels.netmats import count_nodes
+from kconn.kernels.blas import single_thread
+from kconn.kernels.netmats import count_nodes, pack_edges, unpack_edges
+from kconn.kernels.tangent import geometric_mean
+from kconn.kernels.tangent import project_tangent as project_tangent_space
 
 #: Attrs of ``netmat`` that must agree before matrices are put together.
-SAME_ATTRS = ("kind", "rho", "z")
+SAME_ATTRS: Final = ("kind", "rho", "z")
+#: Kinds that are correlation matrices with a unit diagonal.
+CORRELATIONS: Final = frozenset({"corr", "ledoit"})
 
 
 def average_runs(runs: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -110,6 +115,59 @@ def group_mean(ds: xr.Dataset) -> xr.Dataset:
     return schema.annotate(xr.Dataset({"netmat": mean}).assign_coords(_edge_coords(ds)))
 
 
+def project_tangent(ds: xr.Dataset) -> xr.Dataset:
+    """Return the cohort seen from its geometric mean: ``netmat`` becomes the deviation of each observation from it.
+
+    Correlation matrices lie on a curved surface, where differences of elements mix; in the tangent space at their
+    geometric mean they are independent to first order. A node with a NaN edge in any observation is left out: all of
+    its edges become NaN.
+
+    Parameters
+    ----------
+    ds
+        A cohort cube with ``netmat (observation, edge)`` of kind ``ledoit`` or ``corr``, as r (z = "none"). Lazy input
+        gives a lazy result.
+
+    Returns
+    -------
+    xr.Dataset
+        ``ds`` with ``netmat`` of kind "tangent" and ``reference (edge)``, the geometric mean. All observations make
+        the reference, whatever their group.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` if ``netmat`` is of another kind.
+    InputError
+        ``E-NETMAT-RANK`` if a matrix is not positive definite: ``corr`` with more nodes than frames.
+
+    References
+    ----------
+    Varoquaux et al. 2010, doi:10.1007/978-3-642-15705-9_25; Dadi et al. 2019, doi:10.1016/j.neuroimage.2019.02.062.
+    """
+    schema.validate(ds, "netmat")
+    attrs = ds["netmat"].attrs
+    if attrs.get("kind") not in CORRELATIONS or attrs.get("z", "none") != "none":
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"netmat is of kind {attrs.get('kind')!r} with z = {attrs.get('z', 'none')!r}",
+            rule="the tangent space is that of correlation matrices with a unit diagonal",
+            fix="estimate kind 'ledoit' and leave z at 'none'",
+        )
+    netmat = ds["netmat"]
+    tangent, reference = xr.apply_ufunc(
+        _project,
+        netmat.chunk({"observation": -1, "edge": -1}) if netmat.chunks is not None else netmat,
+        input_core_dims=[["observation", "edge"]],
+        output_core_dims=[["observation", "edge"], ["edge"]],
+        keep_attrs=False,
+        dask="parallelized",
+        output_dtypes=[np.float64, np.float64],
+    )
+    made = {"kind": "tangent", "of": attrs["kind"], "z": "none"}
+    return schema.annotate(ds.assign(netmat=tangent.assign_attrs(made), reference=reference))
+
+
 def list_missing(ds: xr.Dataset) -> dict[str, tuple[str, ...]]:
     """Return node -> observations in which all edges of that node are NaN; computes ``netmat``.
 
@@ -150,6 +208,18 @@ def node_names(ds: xr.Dataset) -> npt.NDArray[Any]:
     """Return the names of the nodes, in order, from the coordinates of the edges."""
     n = count_nodes(ds.sizes["edge"])
     return np.append(ds["node_i"].to_numpy()[:1], ds["node_j"].to_numpy()[: n - 1])
+
+
+def _project(edges: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    matrices = unpack_edges(edges, diagonal=1)
+    good = np.flatnonzero(kernel.find_complete(matrices.sum(axis=0)))
+    tangent, reference = np.full_like(matrices, np.nan), np.full_like(matrices[0], np.nan)
+    with single_thread():
+        inner = matrices[:, good[:, None], good]
+        mean = geometric_mean(inner)
+        tangent[:, good[:, None], good] = project_tangent_space(inner, mean=mean)
+        reference[np.ix_(good, good)] = mean
+    return pack_edges(tangent), pack_edges(reference)
 
 
 def _edge_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:

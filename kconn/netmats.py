@@ -18,14 +18,17 @@ from kconn.kernels.blas import single_thread
 Array = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
 Estimator = Callable[[Array], Array]
-NetmatKind = Literal["cov", "corr", "partial", "ridgep"]
+NetmatKind = Literal["cov", "corr", "rcorr", "partial", "ridgep", "ledoit", "ledoitp"]
 
 #: Kind -> estimator of (..., time, node) -> (..., node, node). Those in `PENALISED` take ``rho`` as well.
 ESTIMATORS: Final[dict[str, Callable[..., Array]]] = {
     "cov": kernel.covariance,
     "corr": kernel.correlation,
+    "rcorr": kernel.correlation_without_mean,
     "partial": kernel.partial_correlation,
     "ridgep": kernel.ridge_partial,
+    "ledoit": kernel.ledoit_wolf,
+    "ledoitp": kernel.ledoit_wolf_partial,
 }
 PENALISED: Final = frozenset({"ridgep"})
 #: Kinds that need more frames than nodes.
@@ -49,8 +52,10 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
         With ``timeseries (..., node, time)``; lazy input gives a lazy result. ``df_left``, if present, holds the
         degrees of freedom that denoising left, the mean already taken off.
     kind
-        ``cov`` (divided by n - 1), ``corr`` (Pearson), ``partial`` (all other nodes regressed out of both) or
-        ``ridgep`` (the same with an L2 penalty, FSLNets' formula).
+        ``cov`` (divided by n - 1), ``corr`` (Pearson), ``rcorr`` (Pearson after regressing out the mean of the
+        nodes), ``partial`` (all other nodes regressed out of both), ``ridgep`` (the same with an L2 penalty,
+        FSLNets' formula), ``ledoit`` (Pearson shrunk by the rule of Ledoit and Wolf) or ``ledoitp`` (partial
+        from that).
     rho
         The penalty of ``ridgep``, above 0; FSLNets' users often take 0.1 to 1.
 

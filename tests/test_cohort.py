@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.cohort import assemble, average_runs, group_mean, list_missing, node_names, ward_order
+from kconn.cohort import assemble, average_runs, group_mean, list_missing, node_names, project_tangent, ward_order
 from kconn.errors import InputError, SchemaError
-from kconn.kernels.netmats import pack_edges
+from kconn.kernels.netmats import pack_edges, unpack_edges
+from kconn.kernels.tangent import geometric_mean
+from kconn.kernels.tangent import project_tangent as project_tangent_space
 from kconn.netmats import estimate_netmats, fisher_z
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -133,3 +135,61 @@ def test_ward_order__orders_the_nodes():
     order = ward_order(ds).tolist()
     assert sorted(order) == [0, 1, 2, 3, 4]
     assert set(order[:3]) == {0, 2, 4} or set(order[-3:]) == {0, 2, 4}
+
+
+def correlations(*seeds, kind="ledoit", dead=()):
+    rows = []
+    for seed in seeds:
+        x = np.random.default_rng(seed).normal(size=(5, 40)) + np.random.default_rng(99).normal(size=(5, 1))
+        if dead and seed == seeds[0]:
+            x[[NAMES.index(name) for name in dead]] = 1
+        ds = xr.Dataset({"timeseries": (("node", "time"), x)}, coords={"node": list(NAMES), "time": np.arange(40.0)})
+        rows.append((f"sub-{seed:02d}", "", estimate_netmats(ds, kind=kind)))
+    return assemble(rows)
+
+
+def test_project_tangent__is_the_deviation_from_the_geometric_mean():
+    cube = correlations(1, 2, 3, 4)
+    out = project_tangent(cube)
+    matrices = unpack_edges(cube["netmat"].to_numpy(), diagonal=1)
+    mean = geometric_mean(matrices)
+    np.testing.assert_allclose(out["reference"], pack_edges(mean))
+    np.testing.assert_allclose(out["netmat"], pack_edges(project_tangent_space(matrices, mean=mean)))
+    assert out["netmat"].attrs["kind"] == "tangent"
+    assert out["netmat"].attrs["of"] == "ledoit"
+    np.testing.assert_allclose(out["netmat"].mean("observation"), 0, atol=1e-5)
+
+
+def test_project_tangent__is_lazy_and_independent_of_order():
+    cube = correlations(1, 2, 3)
+    lazy = project_tangent(cube.chunk(observation=1, edge=3))
+    assert lazy["netmat"].chunks is not None
+    xr.testing.assert_identical(lazy.compute(), project_tangent(cube))
+    turned = project_tangent(cube.isel(observation=[2, 0, 1])).sortby("observation")
+    np.testing.assert_allclose(turned["netmat"], project_tangent(cube)["netmat"], atol=1e-10)
+
+
+def test_project_tangent__leaves_dead_nodes_out():
+    out = project_tangent(correlations(1, 2, 3, dead=("c",)))
+    of_c = ((out["node_i"] == "c") | (out["node_j"] == "c")).to_numpy()
+    np.testing.assert_array_equal(np.isnan(out["netmat"]), np.broadcast_to(of_c, (3, 10)))
+
+
+def test_project_tangent__refuses_what_is_no_correlation():
+    with pytest.raises(SchemaError, match=r"E-ARGUMENT.*'fisher'"):
+        project_tangent(assemble([("sub-1", "", netmat(1)), ("sub-2", "", netmat(2))]))
+    with pytest.raises(SchemaError, match=r"E-ARGUMENT.*'ledoitp'"):
+        project_tangent(correlations(1, 2, kind="ledoitp"))
+
+
+def test_project_tangent__refuses_more_nodes_than_frames():
+    names = [f"n{i}" for i in range(50)]
+    rows = []
+    for seed in (1, 2):
+        x = np.random.default_rng(seed).normal(size=(50, 40))
+        ds = xr.Dataset({"timeseries": (("node", "time"), x)}, coords={"node": names, "time": np.arange(40.0)})
+        rows.append((f"sub-{seed}", "", ds))
+    with pytest.raises(InputError, match="E-NETMAT-RANK 2 of 2 matrices are singular"):
+        project_tangent(assemble([(sub, ses, estimate_netmats(ds, kind="corr")) for sub, ses, ds in rows]))
+    shrunk = project_tangent(assemble([(sub, ses, estimate_netmats(ds, kind="ledoit")) for sub, ses, ds in rows]))
+    assert np.isfinite(shrunk["netmat"]).all()

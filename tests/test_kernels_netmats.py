@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.covariance import ledoit_wolf
 
 from kconn.errors import InputError
 from kconn.kernels import netmats as kernel
@@ -62,6 +63,29 @@ def test_ridge_partial__does_not_depend_on_the_unit(ts):
     np.testing.assert_allclose(kernel.ridge_partial(ts * 1e4, rho=0.1), kernel.ridge_partial(ts, rho=0.1), atol=1e-12)
 
 
+def test_correlation_without_mean__matches_fslnets(ts):
+    """Follow FSLNets' nets_netmats, case 'rcorr', on demeaned runs as it loads them."""
+    for run, actual in zip(ts, kernel.correlation_without_mean(ts), strict=True):
+        grot = run - run.mean(axis=0)
+        mgrot = grot.mean(axis=1, keepdims=True)
+        grot = grot - mgrot @ (np.linalg.pinv(mgrot) @ grot)
+        np.testing.assert_allclose(actual, np.corrcoef(grot.T), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(90, 12), (30, 40), (8, 3)])
+def test_ledoit_wolf__matches_scikit_learn(shape):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, *shape)) @ rng.normal(size=(shape[1], shape[1])) + 100
+    for run, actual in zip(x, kernel.ledoit_wolf(x), strict=True):
+        z = (run - run.mean(axis=0)) / run.std(axis=0)
+        np.testing.assert_allclose(actual, ledoit_wolf(z, assume_centered=True)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_ledoit_wolf__of_few_nodes_is_finite():
+    x = np.random.default_rng(1).normal(size=(10, 1))
+    np.testing.assert_array_equal(kernel.ledoit_wolf(x), [[1]])
+
+
 def test_partial_correlation__of_a_copied_node_is_refused(ts):
     doubled = np.concatenate([ts[0], ts[0][:, :1]], axis=1)
     with pytest.raises(InputError, match=r"E-NETMAT-RANK.*13 nodes is singular"):
@@ -74,7 +98,9 @@ def test_partial_correlation__of_a_near_copy_is_refused(ts):
         kernel.partial_correlation(np.concatenate([ts[0], near], axis=1))
 
 
-@pytest.mark.parametrize("kind", [kernel.covariance, kernel.correlation, kernel.partial_correlation])
+@pytest.mark.parametrize(
+    "kind", [kernel.covariance, kernel.correlation, kernel.partial_correlation, kernel.ledoit_wolf_partial]
+)
 def test_estimators__take_any_leading_axes(ts, kind):
     stacked = np.stack([ts, ts[::-1]])
     assert kind(stacked).shape == (2, 3, 12, 12)
@@ -92,7 +118,7 @@ def test_estimators__take_any_leading_axes(ts, kind):
 )
 def test_estimators__are_symmetric_and_bounded(x, rho):
     x = x + np.random.default_rng(0).normal(size=x.shape)
-    for matrix in (kernel.correlation(x), kernel.ridge_partial(x, rho=rho)):
+    for matrix in (kernel.correlation(x), kernel.ridge_partial(x, rho=rho), kernel.ledoit_wolf_partial(x)):
         np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
         assert np.abs(matrix).max() <= 1
         np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-12)

@@ -11,7 +11,7 @@ from kconn.errors import InputError, SchemaError
 from kconn.kernels import netmats as kernel
 from kconn.netmats import ESTIMATORS, estimate_netmats, find_dead, fisher_z
 
-RHO = {"cov": None, "corr": None, "partial": None, "ridgep": 0.1}
+RHO = {**dict.fromkeys(ESTIMATORS), "ridgep": 0.1}
 
 
 def no_compute(*_args, **_kwargs):
@@ -53,6 +53,16 @@ def test_estimate_netmats__equals_nilearn(kind, peer):
     expected = measure.fit_transform(list(np.swapaxes(ds["timeseries"].to_numpy(), 1, 2)))
     actual = estimate_netmats(ds, kind=kind)["netmat"]
     np.testing.assert_allclose(actual, kernel.pack_edges(np.asarray(expected)), atol=1e-12)
+
+
+def test_estimate_netmats__ledoitp_equals_nilearn_on_standardised_series():
+    """nilearn shrinks the series in the unit they have, here each node has unit variance first."""
+    ds = node_series(5, 30, 25)
+    ts = np.swapaxes(ds["timeseries"].to_numpy(), 1, 2)
+    z = (ts - ts.mean(axis=1, keepdims=True)) / ts.std(axis=1, keepdims=True)
+    expected = ConnectivityMeasure(kind="partial correlation").fit_transform(list(z))
+    actual = estimate_netmats(ds, kind="ledoitp")["netmat"]
+    np.testing.assert_allclose(actual, kernel.pack_edges(np.asarray(expected)), atol=1e-10)
 
 
 def test_estimate_netmats__covariance_equals_nilearn_but_for_the_divisor():

@@ -49,7 +49,7 @@ def ward_tree(edges: Array, /) -> Array:
 def ward_order(edges: Array, /) -> npt.NDArray[np.intp]:
     """Return the leaf order of `ward_tree`. Nodes that have to go to leave a matrix without NaN come last."""
     matrix = unpack_edges(edges, diagonal=0)
-    complete = _find_complete(matrix)
+    complete = find_complete(matrix)
     good, rest = np.flatnonzero(complete), np.flatnonzero(~complete)
     if good.size > 2:
         good = good[leaves_list(ward_tree(pack_edges(matrix[np.ix_(good, good)])))]
@@ -64,8 +64,8 @@ def reorder_edges(names: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDAr
     return position
 
 
-def _find_complete(matrix: Array) -> npt.NDArray[np.bool_]:
-    """Drop the node with most NaN until none is left."""
+def find_complete(matrix: Array) -> npt.NDArray[np.bool_]:
+    """Return the nodes (node,) that stay when the node with most NaN is dropped until ``matrix`` has none."""
     hole = np.isnan(matrix)
     complete = np.ones(len(hole), dtype=bool)
     while hole.any():

@@ -40,6 +40,18 @@ def correlation(ts: Array, /) -> Array:
     return r
 
 
+def correlation_without_mean(ts: Array, /) -> Array:
+    """Return Pearson's r (..., node, node) after regressing the mean over nodes out of ``ts`` (..., time, node).
+
+    FSLNets' ``rcorr``. Removing a mean of the nodes makes the average correlation about zero, and with it makes
+    negative correlations (Murphy et al. 2009, doi:10.1016/j.neuroimage.2008.09.036).
+    """
+    x = ts - ts.mean(axis=-2, keepdims=True)
+    mean = x.mean(axis=-1, keepdims=True)
+    weight = np.matmul(np.swapaxes(mean, -1, -2), x) / (mean**2).sum(axis=-2, keepdims=True)
+    return correlation(x - mean * weight)
+
+
 def partial_correlation(ts: Array, /) -> Array:
     """Return the partial correlation (..., node, node) of ``ts`` (..., time, node), given all other nodes.
 
@@ -65,6 +77,35 @@ def ridge_partial(ts: Array, /, *, rho: float) -> Array:
     variance = np.diagonal(cov, axis1=-2, axis2=-1)
     cov = cov / np.sqrt((variance**2).mean(axis=-1))[..., None, None]
     return scale_precision(_invert(cov + rho * np.eye(cov.shape[-1])))
+
+
+def ledoit_wolf(ts: Array, /) -> Array:
+    """Return the correlation (..., node, node) of ``ts`` (..., time, node), shrunk by the rule of Ledoit and Wolf.
+
+    The covariance of the standardised series (divided by n) moves towards the identity, as far as its own sampling
+    error says; no penalty has to be chosen. Standardised first, so that no unit decides how much a node is shrunk. It
+    is positive definite, also with more nodes than frames.
+
+    References
+    ----------
+    Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4.
+    """
+    n, p = ts.shape[-2:]
+    x = ts - ts.mean(axis=-2, keepdims=True)
+    x = x / np.sqrt(np.einsum("...tn,...tn->...n", x, x) / n)[..., None, :]
+    r = np.matmul(np.swapaxes(x, -1, -2), x) / n
+    size = np.einsum("...ij,...ij->...", r, r)
+    distance = size - p
+    noise = ((np.einsum("...tn,...tn->...t", x, x) ** 2).sum(axis=-1) / n - size) / n
+    share = np.clip(noise, 0, distance) / np.where(distance > 0, distance, 1)
+    shrunk: Array = np.clip((1 - share)[..., None, None] * r, -1, 1)
+    shrunk[..., np.arange(p), np.arange(p)] = 1
+    return shrunk
+
+
+def ledoit_wolf_partial(ts: Array, /) -> Array:
+    """Return the partial correlation (..., node, node) of ``ts`` (..., time, node) by the inverse of `ledoit_wolf`."""
+    return scale_precision(_invert(ledoit_wolf(ts)))
 
 
 def scale_precision(precision: Array, /) -> Array:
