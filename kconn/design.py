@@ -205,7 +205,8 @@ def _build_design(
         )
     weights = (design.columns == tested).astype(np.float64)
     of = f"change {hypothesis.change[0]} to {hypothesis.change[1]}" if hypothesis.change else "connectivity"
-    others = [column for column in design.columns if column not in {tested, _INTERCEPT}]
+    # A factor's columns are named like sex[T.M]; the reader knows it as sex.
+    others = dict.fromkeys(column.split("[")[0] for column in design.columns if column not in {tested, _INTERCEPT})
     nuisance_words = f", with {', '.join(others)} as nuisance" if others else ""
     return design, weights, f"{of}: {what}{nuisance_words}, {n_observation} subjects"
 

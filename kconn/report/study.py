@@ -73,9 +73,6 @@ def _contrasts(bench: Workbench, cohorts: dict[tuple[str, str], xr.Dataset]) -> 
             continue
         _, node_set, kind, name = step.address.path.split("/")
         hypothesis = Hypothesis.of(step.params["hypothesis"])
-        planted = None
-        if truth is not None and hypothesis.change is not None:
-            planted = truth[truth["session"] == hypothesis.change[1]]
         yield describe_contrast(
             name,
             node_set=node_set,
@@ -84,13 +81,24 @@ def _contrasts(bench: Workbench, cohorts: dict[tuple[str, str], xr.Dataset]) -> 
             cohort=cohorts[node_set, kind],
             participants=bench.survey.participants,
             hypothesis=hypothesis,
-            planted=planted,
+            planted=None if truth is None else _planted(truth, hypothesis),
         )
 
 
 def _read_truth(bench: Workbench) -> pd.DataFrame | None:
     path = bench.study.folder / bench.study.inputs.root / _TRUTH
     return pd.read_csv(path, sep="\t", dtype={"session": str}) if path.is_file() else None
+
+
+def _planted(truth: pd.DataFrame, hypothesis: Hypothesis) -> pd.DataFrame:
+    """Return the planted edges that a test can see: those of a change to their session, in or against their group."""
+    if hypothesis.change is None:
+        return truth.iloc[:0]
+    wanted = (hypothesis.where or {}).get("group", [])
+    seen = truth["session"] == hypothesis.change[1]
+    if hypothesis.effect != "group":
+        seen &= truth["group"].isin(wanted if isinstance(wanted, list | tuple) else [wanted])
+    return truth[seen]
 
 
 def _open(bench: Workbench, step: Step) -> xr.Dataset:

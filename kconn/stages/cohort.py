@@ -33,12 +33,10 @@ def collect_quality(job: Job) -> None:
     """Gather one row per run: how it moved, what was kept, whether and why it was left out."""
     rows = []
     for up in job.step.upstream:
-        attrs = job.open(up.address).attrs
+        ds = job.open(up.address)
         subject, session, run = split_path(up.address.path)
-        numbers = {name: float(attrs.get(name, np.nan)) for name in _NUMBERS}
-        rows.append(
-            {"subject": subject, "session": session, "run": run, **numbers, "excluded": attrs.get("excluded", "")}
-        )
+        numbers = {name: float(ds[name]) if name in ds else np.nan for name in _NUMBERS}
+        rows.append({"subject": subject, "session": session, "run": run, **numbers, "excluded": exclusion(ds) or ""})
     table = pd.DataFrame(rows)
     text = ("subject", "session", "run", "excluded")
     job.publish(

@@ -47,14 +47,17 @@ def denoise_run(job: Job) -> None:
             detrend=params["detrend"],
             min_dof=params["min_dof"],
         )
-        out = estimate_quality(clean).drop_vars(["bold", "confounds", *"ijk", "confound"], errors="ignore")
+        out = _with_quality(clean)
         if reason := _beyond_limits(out, params):
             out = out.drop_vars("denoised").assign_attrs(excluded=reason)
         job.publish(out)
     except KconnError as error:
         if error.code not in _LEAVES_OUT:
             raise
-        job.publish(excluded(f"{error.code} {error.problem}"))
+        out = _with_quality(run).assign_attrs(excluded=f"{error.code} {error.problem}")
+        if error.code == "E-NO-FRAMES":
+            out = out.assign(n_kept=0, minutes_kept=0.0)
+        job.publish(out)
 
 
 def extract_nodes(job: Job) -> None:
@@ -200,6 +203,11 @@ def _time(n_time: int, t_r: float) -> dict[str, Any]:
 
 def _off(value: float | str) -> float | None:
     return None if isinstance(value, str) else value
+
+
+def _with_quality(run: xr.Dataset) -> xr.Dataset:
+    """Return what denoising adds to a run: the residuals, the kept frames, and the quality."""
+    return estimate_quality(run).drop_vars(["bold", "confounds", *"ijk", "confound"], errors="ignore")
 
 
 def _beyond_limits(found: xr.Dataset, limits: Mapping[str, Any]) -> str:
