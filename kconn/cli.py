@@ -59,12 +59,18 @@ def simulate(arguments: argparse.Namespace) -> int:
 
 def init(arguments: argparse.Namespace) -> int:
     """Look at a folder and write a commented study file."""
-    from kconn.scaffold import TableLayout, write_study_file
+    from kconn.scaffold import Pattern, write_study_file
 
-    layout = None
+    pattern = None
     if arguments.pattern is not None:
-        layout = TableLayout(pattern=arguments.pattern, orientation=arguments.orientation, t_r=arguments.t_r)
-    summary = write_study_file(Path(arguments.derivatives), Path(arguments.out), atlas=arguments.atlas, layout=layout)
+        pattern = Pattern(
+            pattern=arguments.pattern,
+            mask_pattern=arguments.mask_pattern,
+            confounds_pattern=arguments.confounds_pattern,
+            orientation=arguments.orientation,
+            t_r=arguments.t_r,
+        )
+    summary = write_study_file(Path(arguments.derivatives), Path(arguments.out), atlas=arguments.atlas, pattern=pattern)
     _say(summary)
     return EXIT_DONE
 
@@ -216,12 +222,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--layout", choices=["fmriprep", "tables"], default="fmriprep")
     made.add_argument("--seed", type=int, default=0)
     begun = add("init", init, takes_study=False)
-    begun.add_argument("derivatives", help="folder of fMRIPrep outputs, or of tables of node series")
+    begun.add_argument("derivatives", help="folder of fMRIPrep outputs, of other images, or of tables of node series")
     begun.add_argument("--out", default="study.toml", help="file to write (default study.toml); never overwritten")
     begun.add_argument("--atlas", help="label image for the node set")
-    begun.add_argument("--pattern", help="tables: path of a run, such as 'sub-{subject}_ses-{session}.tsv'")
+    begun.add_argument("--pattern", help="path of a run without BIDS names, such as '{subject}/{session}/rest.nii.gz'")
+    begun.add_argument("--mask-pattern", help="images: path of the brain mask of a run, or of one for all")
+    begun.add_argument("--confounds-pattern", help="path of the confound table of a run")
     begun.add_argument("--orientation", choices=["time-by-node", "node-by-time"], help="tables: what a row is")
-    begun.add_argument("--t-r", type=float, help="tables: repetition time in s")
+    begun.add_argument("--t-r", type=float, help="repetition time in s, where the files do not state it")
     add("check", check)
     add("plan", plan).add_argument("--json", action="store_true", help="every step, for other programs")
     ran = add("run", run)

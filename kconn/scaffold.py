@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from kconn.errors import InputError
 from kconn.io import layout, tables
 from kconn.study import (
+    LAYOUTS_OF,
+    SOURCE_OF,
     ConnectivityTable,
     ContrastTable,
     DenoiseTable,
@@ -31,17 +33,45 @@ _HEAD: Final = (
     "# Paths are relative to this file. A key that is commented out shows its default.\n"
     "schema_version = 1\n"
 )
+_EXAMPLE: Final = (
+    "# Take the comment signs away and put in your own columns and sessions.\n"
+    "# [contrasts.drug-change]\n"
+    '# test = "two-sample"                # two-sample, paired, one-sample, covariate\n'
+    '# formula = "group + age + sex"      # the tested column and the nuisance\n'
+    '# effect = "group"                   # the tested column\n'
+    '# levels = ["placebo", "ketamine"]   # tests ketamine - placebo\n'
+    '# change = ["pre", "post"]           # the data are post - pre per subject\n'
+)
+#: Longer settings do not push the comments of their table to the right.
+_MAX_SETTING: Final = 44
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SIMULATED_T_R: Final = 0.8
 _FUNC: Final = "sub-{subject}/ses-{session}/func/sub-{subject}_ses-{session}_task-rest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableLayout:
-    """What text files do not say of themselves."""
+class Pattern:
+    """Where the runs are in a folder without BIDS names, and what text files do not say of themselves."""
 
     pattern: str
-    orientation: Literal["time-by-node", "node-by-time"] | None
-    t_r: float | None
+    mask_pattern: str | None = None
+    confounds_pattern: str | None = None
+    orientation: Literal["time-by-node", "node-by-time"] | None = None
+    t_r: float | None = None
+
+    @property
+    def layout(self) -> Literal["images", "tables"]:
+        """``images`` for a pattern of NIfTI files, else ``tables``."""
+        return "images" if self.pattern.endswith((".nii", ".nii.gz")) else "tables"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What a folder holds: values for ``[inputs]``, the runs, and what the user should know."""
+
+    inputs: dict[str, Any]
+    runs: list[layout.Run]
+    remarks: tuple[str, ...] = ()
 
 
 def write_simulated_study(
@@ -67,132 +97,169 @@ def write_simulated_study(
     return path
 
 
-def write_study_file(derivatives: Path, out: Path, *, atlas: str | None, layout: TableLayout | None) -> str:
+def write_study_file(derivatives: Path, out: Path, *, atlas: str | None, pattern: Pattern | None) -> str:
     """Look at a folder, write a commented study file, and return what was found, in words.
 
     Parameters
     ----------
     derivatives
-        fMRIPrep outputs, or a folder of tables.
+        fMRIPrep outputs, or a folder of images or tables.
     out
         File to write; an existing one is never overwritten.
     atlas
         Label image of the node set; where there is none, the file says where to put it.
-    layout
-        For tables: what their files do not say.
+    pattern
+        For a folder without BIDS names: where its runs are.
 
     Raises
     ------
     InputError
         ``E-NO-RUNS`` or ``E-FILE-EXISTS``.
     """
-    if out.exists():
+    found = _find_by_pattern(derivatives, pattern) if pattern else _find_fmriprep(derivatives)
+    text = _new_text(derivatives, out.parent, found, atlas)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
         raise InputError(
             "E-FILE-EXISTS",
             f"{out.name} is there already",
             rule="a study file is never overwritten",
             fix="choose another --out, or remove it",
-        )
-    inputs, runs, remarks = _scan_tables(derivatives, layout) if layout else _scan_images(derivatives)
-    root = os.path.relpath(derivatives, out.parent)
-    people = _find_participants(derivatives)
-    given: dict[str, Any] = {"root": root, **inputs}
-    if people is not None:
-        given["participants"] = os.path.relpath(people, out.parent)
-    nodes: dict[str, Any]
-    if layout:
-        nodes = {"columns": "all"}
-    else:
-        nodes = {"atlas": os.path.relpath(atlas, out.parent) if atlas else "ATLAS.nii.gz"}
-        remarks += [] if atlas else ["put the path of your atlas where the file says ATLAS.nii.gz"]
-    text = "\n".join(
-        [
-            _HEAD,
-            _table("study", StudyTable, {"name": derivatives.resolve().name}),
-            _table("inputs", InputsTable, given),
-            _table("denoise", DenoiseTable, {"confounds": "none"} if layout else {}),
-            _table("quality", QualityTable, {}),
-            _table("nodes.atlas" if not layout else "nodes.columns", NodesTable, nodes),
-            _table("connectivity", ConnectivityTable, {"kinds": ["corr", "ridgep"]}),
-            _table("permutation", PermutationTable, {}),
-            _example_contrast(people),
-        ]
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
-    subjects = {run.subject for run in runs}
-    sessions = sorted({run.session for run in runs})
-    found = f"found {len(runs)} runs of {len(subjects)} subjects in session(s) {', '.join(sessions)}"
-    return "\n".join([found, *remarks, f"wrote {out}", f"next: edit it, then kconn check {out}"])
+        ) from error
+    remarks = list(found.remarks)
+    if atlas is None and found.inputs["layout"] != "tables":
+        remarks.append("put the path of your atlas where the file says ATLAS.nii.gz")
+    subjects = {run.subject for run in found.runs}
+    sessions = sorted({run.session for run in found.runs})
+    summary = f"found {len(found.runs)} runs of {len(subjects)} subjects in session(s) {', '.join(sessions)}"
+    return "\n".join([summary, *remarks, f"wrote {out}", f"next: edit it, then kconn check {out}"])
 
 
-def _scan_images(derivatives: Path) -> tuple[dict[str, Any], list[layout.Run], list[str]]:
-    inputs: dict[str, Any] = {"layout": "fmriprep"}
+def _find_fmriprep(derivatives: Path) -> _Found:
+    """Choose the first task, the first of its spaces and the first of their resolutions."""
+    chosen: dict[str, str] = {}
     remarks = []
-    for choice, options in layout.list_choices(derivatives).items():
+    for key in ("task", "space", "res"):
+        narrowed = {name: label for name, label in chosen.items() if name != "res"}
+        options = layout.list_choices(derivatives, **narrowed)[key]
         if len(options) > 1:
-            remarks.append(f"{choice}: chose {options[0]!r} of {', '.join(options)}")
-        if options:
-            inputs[choice] = options[0]
-    runs = layout.find_runs_fmriprep(derivatives, task=inputs.get("task"), space=inputs.get("space"))
-    return inputs, runs, remarks
+            remarks.append(f"{key}: chose {options[0]} of {', '.join(options)}")
+        chosen |= {key: options[0]} if options else {}
+    runs = layout.find_runs_fmriprep(derivatives, **chosen)
+    return _Found(inputs={"layout": "fmriprep", **chosen}, runs=runs, remarks=tuple(remarks))
 
 
-def _scan_tables(derivatives: Path, given: TableLayout) -> tuple[dict[str, Any], list[layout.Run], list[str]]:
-    runs = layout.find_runs_tables(derivatives, pattern=given.pattern)
-    inputs = {
-        "layout": "tables",
-        "pattern": given.pattern,
-        "orientation": given.orientation or "TIME-BY-NODE OR NODE-BY-TIME",
-        "t_r": given.t_r or "SECONDS",
-    }
-    remarks = [
-        f"state {key} in the file: text files do not say it"
-        for key in ("orientation", "t_r")
-        if not getattr(given, key)
-    ]
-    return inputs, runs, remarks
-
-
-def _find_participants(derivatives: Path) -> Path | None:
-    places = (derivatives / "participants.tsv", derivatives.parent / "participants.tsv")
-    return next((place for place in places if place.is_file()), None)
-
-
-def _example_contrast(people: Path | None) -> str:
-    columns: Iterable[str] = [] if people is None else list(tables.read_participants(people).columns)
-    listed = f"# Columns of the participants table: {', '.join(columns)}.\n" if columns else ""
-    return listed + (
-        "# One table per test. Take the comment signs away and put in your own columns and sessions.\n"
-        "# [contrasts.drug-change]\n"
-        '# test = "two-sample"                # two-sample, paired, one-sample, covariate\n'
-        '# formula = "group + age + sex"      # the tested column and the nuisance\n'
-        '# effect = "group"\n'
-        '# levels = ["placebo", "ketamine"]   # tests ketamine - placebo\n'
-        '# change = ["pre", "post"]           # the data are post - pre per subject\n'
+def _find_by_pattern(derivatives: Path, given: Pattern) -> _Found:
+    inputs: dict[str, Any] = {"layout": given.layout, "pattern": given.pattern}
+    if given.confounds_pattern is not None:
+        inputs["confounds_pattern"] = given.confounds_pattern
+    if given.layout == "tables":
+        runs = layout.find_runs_tables(derivatives, pattern=given.pattern, confounds_pattern=given.confounds_pattern)
+        missing = [key for key in ("orientation", "t_r") if getattr(given, key) is None]
+        inputs |= {"orientation": given.orientation or "TIME-BY-NODE OR NODE-BY-TIME", "t_r": given.t_r or "SECONDS"}
+        return _Found(
+            inputs=inputs,
+            runs=runs,
+            remarks=tuple(f"state {key} in the file: text files do not say it" for key in missing),
+        )
+    runs = layout.find_runs_images(
+        derivatives,
+        pattern=given.pattern,
+        mask_pattern=given.mask_pattern,
+        confounds_pattern=given.confounds_pattern,
     )
+    inputs |= {"t_r": given.t_r} if given.t_r else {}
+    if given.mask_pattern is None:
+        return _Found(inputs={**inputs, "mask": "none"}, runs=runs, remarks=("no mask_pattern: every voxel is kept",))
+    return _Found(inputs={**inputs, "mask_pattern": given.mask_pattern}, runs=runs)
+
+
+def _find_people(derivatives: Path) -> dict[str, Path]:
+    """Return the tables of people in the folder or the one above it."""
+    places = {
+        name: [folder / f"{name}.tsv" for folder in (derivatives, derivatives.parent)]
+        for name in ("participants", "sessions")
+    }
+    found = {name: next((path for path in paths if path.is_file()), None) for name, paths in places.items()}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _new_text(derivatives: Path, folder: Path, found: _Found, atlas: str | None) -> str:
+    people = _find_people(derivatives)
+    inputs = {"root": os.path.relpath(derivatives, folder), **found.inputs}
+    inputs |= {name: os.path.relpath(path, folder) for name, path in people.items()}
+    if found.inputs["layout"] == "tables":
+        nodes = _table("nodes.columns", NodesTable, {"columns": "all"})
+    else:
+        nodes = _table(
+            "nodes.atlas", NodesTable, {"atlas": os.path.relpath(atlas, folder) if atlas else "ATLAS.nii.gz"}
+        )
+    has_confounds = all(run.confounds is not None for run in found.runs)
+    parts = [
+        _HEAD,
+        _table("study", StudyTable, {"name": derivatives.resolve().name}),
+        _table("inputs", InputsTable, inputs),
+        _table("denoise", DenoiseTable, {} if has_confounds else {"confounds": "none"}),
+        _table("quality", QualityTable, {}),
+        nodes,
+        _table("connectivity", ConnectivityTable, {"kinds": ["corr", "ridgep"]}),
+        _table("permutation", PermutationTable, {}),
+        _example_contrast(found, people),
+    ]
+    return "\n".join(parts)
+
+
+def _example_contrast(found: _Found, people: Mapping[str, Path]) -> str:
+    sessions = sorted({run.session for run in found.runs})
+    columns: list[str] = []
+    if "participants" in people:
+        columns += map(str, tables.read_participants(people["participants"]).columns)
+    if "sessions" in people:
+        columns += map(str, tables.read_sessions(people["sessions"]).columns)
+    known = f"Columns: {', '.join(columns)}. " if columns else ""
+    return f"# One table per test. {known}Sessions: {', '.join(sessions)}.\n{_EXAMPLE}"
 
 
 def _table(name: str, model: type[BaseModel], given: Mapping[str, Any], *, complete: bool = True) -> str:
-    """Return one TOML table: given values, and if complete every other key commented out with its default."""
-    lines = [f"[{name}]"]
+    """Return one TOML table: given values, and if complete every other key that fits, commented out with its default.
+
+    A key without a default stands without a value: it is no TOML until the user puts one in.
+    """
+    rows: list[tuple[str, str]] = []
     for key, field in model.model_fields.items():
-        comment = f"  # {field.description}"
+        comment = f"# {field.description}"
         if key in given:
-            lines.append(f"{key} = {_toml(given[key])}{comment}")
-        elif complete and not field.is_required():
-            lines.append(f"# {key} = {_default(field)}{comment}")
-    return "\n".join(lines) + "\n"
+            rows.append((f"{key} = {_toml(given[key])}", comment))
+        elif complete and not field.is_required() and _fits(model, key, given):
+            default = field.get_default(call_default_factory=True, validated_data={})
+            if default is None:
+                rows.append((f"# {key} =", f"# not set; {field.description}"))
+            else:
+                rows.append((f"# {key} = {_toml(default)}", comment))
+    width = max(len(setting) for setting, _ in rows if len(setting) <= _MAX_SETTING)
+    return "\n".join([f"[{name}]", *(f"{setting:<{width}}  {comment}" for setting, comment in rows)]) + "\n"
 
 
-def _default(field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True, validated_data={})
-    return '""' if default is None else _toml(default)
+def _fits(model: type[BaseModel], key: str, given: Mapping[str, Any]) -> bool:
+    """Return whether a key can be used together with what is given: each layout and each node set has its own."""
+    if model is InputsTable:
+        return given["layout"] in LAYOUTS_OF.get(key, given["layout"])
+    if model is NodesTable:
+        return SOURCE_OF.get(key, key if key in SOURCE_OF.values() else None) in (None, *given)
+    return True
 
 
 def _toml(value: Any) -> str:
-    """Return a string, number, truth value or list as TOML; JSON writes these the same way."""
-    return "{}" if value == {} else json.dumps(value, ensure_ascii=False)
+    """Return a value as TOML; JSON writes strings, numbers, truth values and lists the same way."""
+    if isinstance(value, Mapping):
+        pairs = ", ".join(
+            f"{key if _BARE_KEY.fullmatch(key) else json.dumps(key)} = {_toml(item)}" for key, item in value.items()
+        )
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _simulated_text(made: SimulatedStudy, kind: str, folder: Path) -> str:
@@ -215,7 +282,7 @@ def _simulated_text(made: SimulatedStudy, kind: str, folder: Path) -> str:
     change |= {"levels": ["placebo", "ketamine"], "change": ["pre", "post"]}
     baseline = {**change, "sessions": ["pre"]}
     del baseline["change"]
-    paired = {"test": "paired", "change": ["pre", "post"]}
+    paired = {"test": "paired", "change": ["pre", "post"], "where": {"group": "ketamine"}}
     parts = [
         _HEAD,
         _table("study", StudyTable, {"name": "Simulated ketamine trial"}),
@@ -227,7 +294,6 @@ def _simulated_text(made: SimulatedStudy, kind: str, folder: Path) -> str:
         _table("permutation", PermutationTable, {"n_perm": 5000, "seed": 1}),
         _table("contrasts.drug-change", ContrastTable, change, complete=False),
         _table("contrasts.baseline", ContrastTable, baseline, complete=False),
-        _table("contrasts.ketamine-post-pre", ContrastTable, paired, complete=False)
-        + 'where = { group = "ketamine" }  # keep subjects whose column has this value\n',
+        _table("contrasts.ketamine-post-pre", ContrastTable, paired, complete=False),
     ]
     return "\n".join(parts)

@@ -17,6 +17,26 @@ Off = Literal["none"]
 Kind = Literal["cov", "corr", "partial", "ridgep"]
 Cell = str | int | float | bool
 _NAME: Final = r"^[A-Za-z][A-Za-z0-9-]*$"
+_LABEL: Final = r"^[A-Za-z0-9]+$"
+#: Key of ``[inputs]`` -> the layouts that it belongs to; all other keys belong to every layout.
+LAYOUTS_OF: Final[dict[str, tuple[str, ...]]] = {
+    "res": ("fmriprep",),
+    "mask": ("fmriprep", "images"),
+    "pattern": ("images", "tables"),
+    "mask_pattern": ("images",),
+    "confounds_pattern": ("images", "tables"),
+    "fd_pattern": ("images", "tables"),
+    "orientation": ("tables",),
+    "has_header": ("tables",),
+}
+#: Key of ``[nodes.NAME]`` -> the kind of node set that it belongs to.
+SOURCE_OF: Final[dict[str, str]] = {
+    "labels": "atlas",
+    "resample": "atlas",
+    "radius_mm": "spheres",
+    "diameter_mm": "spheres",
+    "exclude": "columns",
+}
 #: Names that a node set must not take, since the store uses them beside node sets.
 RESERVED: Final = frozenset({"ingest", "denoise", "nodes", "netmat", "cohort", "quality", "test"})
 
@@ -37,28 +57,29 @@ class InputsTable(_Table):
     """``[inputs]``: where the runs and the tables about people are."""
 
     layout: Annotated[
-        Literal["fmriprep", "tables"],
-        Field(description="fmriprep: images; tables: one text file of node series per run"),
+        Literal["fmriprep", "images", "tables"],
+        Field(description="fmriprep; images: NIfTI of any pipeline; tables: node series"),
     ]
     root: Annotated[str, Field(description="folder of the runs, relative to this file")]
-    task: Annotated[str | None, Field(description="BIDS task, where there are several")] = None
-    space: Annotated[str | None, Field(description="BIDS space, where there are several")] = None
-    res: Annotated[str | None, Field(description="BIDS resolution, where the space has several")] = None
-    mask: Annotated[
-        Literal["brain", "none"], Field(description="brain: the mask image of each run; none: every voxel")
-    ] = "brain"
+    pattern: Annotated[
+        str | None, Field(description="path of a run below root, with {subject}, {session}, {run}, * and ?")
+    ] = None
+    mask_pattern: Annotated[str | None, Field(description="path of the brain mask of a run, or of one for all")] = None
+    confounds_pattern: Annotated[str | None, Field(description="path of the confound table of a run")] = None
+    fd_pattern: Annotated[str | None, Field(description="path of one column of framewise displacement in mm")] = None
+    orientation: Annotated[
+        Literal["time-by-node", "node-by-time"] | None, Field(description="what the tables hold; never guessed")
+    ] = None
+    has_header: Annotated[bool | None, Field(description="whether the first row names the nodes, if unclear")] = None
     t_r: Annotated[float | None, Field(gt=0, description="repetition time in s, where the files do not state it")] = (
         None
     )
-    pattern: Annotated[
-        str | None, Field(description="tables: path of a run below root, with {subject}, {session}, {run}")
-    ] = None
-    orientation: Annotated[
-        Literal["time-by-node", "node-by-time"] | None, Field(description="tables: what a row is; never guessed")
-    ] = None
-    has_header: Annotated[bool | None, Field(description="tables: whether the first row names the nodes")] = None
-    confounds_pattern: Annotated[str | None, Field(description="tables: path of the confound table of a run")] = None
-    fd_pattern: Annotated[str | None, Field(description="tables: path of a column of framewise displacement")] = None
+    task: Annotated[str | None, Field(pattern=_LABEL, description="BIDS task, where there are several")] = None
+    space: Annotated[str | None, Field(pattern=_LABEL, description="BIDS space, where there are several")] = None
+    res: Annotated[str | None, Field(pattern=_LABEL, description="BIDS resolution, where there are several")] = None
+    mask: Annotated[
+        Literal["brain", "none"], Field(description="brain: the mask image of each run; none: every voxel")
+    ] = "brain"
     participants: Annotated[str | None, Field(description="table of subjects, relative to this file")] = None
     participants_id: Annotated[str, Field(description="column that holds the subject label")] = "participant_id"
     participants_id_format: Annotated[str | None, Field(description="how a number becomes a label, such as {:03d}")] = (
@@ -70,11 +91,16 @@ class InputsTable(_Table):
     ] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _tables_state_all(self) -> Self:
-        if self.layout == "tables":
-            for key in ("pattern", "orientation", "t_r"):
-                if getattr(self, key) is None:
-                    raise ValueError(f"layout 'tables' needs {key!r}: text files do not say it")
+    def _fits_the_layout(self) -> Self:
+        for key, layouts in LAYOUTS_OF.items():
+            if getattr(self, key) is not None and key in self.model_fields_set and self.layout not in layouts:
+                raise ValueError(f"{key!r} belongs to layout {' or '.join(layouts)}, this one is {self.layout!r}")
+        needed = {"fmriprep": (), "images": ("pattern",), "tables": ("pattern", "orientation", "t_r")}[self.layout]
+        for key in needed:
+            if getattr(self, key) is None:
+                raise ValueError(f"layout {self.layout!r} needs {key!r}: the files do not say it")
+        if self.layout == "images" and self.mask == "brain" and self.mask_pattern is None:
+            raise ValueError("layout 'images' needs 'mask_pattern', or mask = \"none\" to keep every voxel")
         return self
 
 
@@ -127,10 +153,11 @@ class NodesTable(_Table):
         given = [key for key in ("atlas", "spheres", "columns") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"a node set is made from exactly one of atlas, spheres, columns; here: {given or 'none'}")
+        for key, source in SOURCE_OF.items():
+            if getattr(self, key) is not None and key in self.model_fields_set and source not in given:
+                raise ValueError(f"{key!r} belongs to {source}")
         if self.spheres is not None and (self.radius_mm is None) == (self.diameter_mm is None):
             raise ValueError("spheres need exactly one of radius_mm and diameter_mm")
-        if self.spheres is None and not (self.radius_mm is None and self.diameter_mm is None):
-            raise ValueError("radius_mm and diameter_mm belong to spheres")
         return self
 
 

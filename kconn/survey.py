@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,23 +135,29 @@ def find_runs(study: Study) -> list[Run]:
     """Return the runs of a study, sorted."""
     inputs = study.inputs
     root = study.folder / inputs.root
-    if inputs.layout == "tables":
-        return layout.find_runs_tables(
-            root,
-            pattern=str(inputs.pattern),
-            fd_pattern=inputs.fd_pattern,
-            confounds_pattern=inputs.confounds_pattern,
+    if inputs.layout == "fmriprep":
+        return layout.find_runs_fmriprep(root, task=inputs.task, space=inputs.space, res=inputs.res)
+    pattern, fd, confounds = str(inputs.pattern), inputs.fd_pattern, inputs.confounds_pattern
+    if inputs.layout == "images":
+        runs = layout.find_runs_images(
+            root, pattern=pattern, mask_pattern=inputs.mask_pattern, fd_pattern=fd, confounds_pattern=confounds
         )
-    return layout.find_runs_fmriprep(root, task=inputs.task, space=inputs.space, res=inputs.res)
+    else:
+        runs = layout.find_runs_tables(root, pattern=pattern, fd_pattern=fd, confounds_pattern=confounds)
+    return [replace(run, task=inputs.task, space=inputs.space) for run in runs]
 
 
 def read_people(study: Study, runs: Iterable[Run]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Return the participants table, with a bare row per subject where there is none, and the sessions table."""
     inputs = study.inputs
-    options = {"id_column": inputs.participants_id, "id_format": inputs.participants_id_format}
-    sessions = None if inputs.sessions is None else tables.read_sessions(study.folder / inputs.sessions, **options)
+    column, id_format = inputs.participants_id, inputs.participants_id_format
+    sessions = None
+    if inputs.sessions is not None:
+        path = study.folder / inputs.sessions
+        sessions = tables.read_sessions(path, id_column=column, id_format=id_format)
     if inputs.participants is not None:
-        return tables.read_participants(study.folder / inputs.participants, **options), sessions
+        path = study.folder / inputs.participants
+        return tables.read_participants(path, id_column=column, id_format=id_format), sessions
     subjects = sorted({run.subject for run in runs})
     return pd.DataFrame(index=pd.Index(subjects, name="subject")), sessions
 
@@ -232,7 +238,7 @@ def _examine_image(study: Study, run: Run) -> RunFacts:
                 "the run has no brain mask",
                 where=run.where,
                 rule="inputs.mask is 'brain'",
-                fix='add desc-brain_mask, or set mask = "none"',
+                fix='add its desc-brain_mask, or set mask = "none"',
             )
         mask = nifti.read_mask(run.mask, grid_shape=header.grid_shape, affine=header.affine, where=run.where)
         n_voxel = int(mask.sum())
@@ -263,7 +269,7 @@ def _examine_table(study: Study, run: Run) -> RunFacts:
     return RunFacts(
         run=run,
         files=_files(study, run),
-        space=None,
+        space=run.space,
         n_time=n_time,
         n_voxel=n_node,
         itemsize=8,

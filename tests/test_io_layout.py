@@ -3,7 +3,14 @@
 import pytest
 
 from kconn.errors import KconnError
-from kconn.io.layout import Run, find_runs_fmriprep, find_runs_tables
+from kconn.io.layout import (
+    Run,
+    find_runs_fmriprep,
+    find_runs_images,
+    find_runs_tables,
+    list_choices,
+    name_by_pattern,
+)
 
 NEW = "_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
 
@@ -217,3 +224,75 @@ def test_find_runs_tables__real_folders(shared_data, folder, pattern, n_runs, fi
     runs = find_runs_tables(shared_data / folder, pattern=pattern)
     assert len(runs) == n_runs
     assert runs[0].where == first
+
+
+def test_list_choices__lists_what_there_is_to_choose(tmp_path):
+    for task, entities in [("rest", "MNI_res-2"), ("rest", "MNI_res-1"), ("rest", "T1w"), ("nback", "MNI_res-2")]:
+        touch(tmp_path, f"sub-1/func/sub-1_task-{task}_space-{entities}_desc-preproc_bold.nii.gz")
+    touch(tmp_path, "sub-1/func/sub-1_task-rest_desc-preproc_bold.nii.gz", "sub-1/anat/sub-1_space-X_T1w.nii.gz")
+    assert list_choices(tmp_path) == {"task": ["nback", "rest"], "space": ["MNI", "T1w", "func"], "res": ["1", "2"]}
+    assert list_choices(tmp_path, task="nback") == {"task": ["nback"], "space": ["MNI"], "res": ["2"]}
+    assert list_choices(tmp_path, task="rest", space="T1w")["res"] == []
+    assert list_choices(tmp_path / "sub-1/anat") == {"task": [], "space": [], "res": []}
+    assert refused(list_choices, tmp_path / "nowhere").code == "E-FILE-MISSING"
+
+
+def test_find_runs_images__finds_the_files_of_a_run(tmp_path):
+    for session in ("pre", "post"):
+        folder = f"sub-01/{session}"
+        touch(tmp_path, *(f"{folder}/{name}" for name in ("rest.nii.gz", "mask.nii", "rp.tsv", "fd.txt", "T1.nii.gz")))
+    touch(tmp_path, "sub-01/pre/rest.json")
+    runs = find_runs_images(
+        tmp_path,
+        pattern="{subject}/{session}/rest.nii.gz",
+        mask_pattern="{subject}/{session}/mask.nii*",
+        confounds_pattern="{subject}/{session}/rp.tsv",
+        fd_pattern="{subject}/{session}/fd.txt",
+    )
+    assert [run.where for run in runs] == ["sub-01/ses-post/run-1", "sub-01/ses-pre/run-1"]
+    files = {"bold": "rest.nii.gz", "mask": "mask.nii", "confounds": "rp.tsv", "fd": "fd.txt"}
+    assert [names(run) for run in runs] == [files, files | {"sidecar": "rest.json"}]
+    assert runs[1].mask == (tmp_path / "sub-01/pre/mask.nii").resolve()
+
+
+def test_find_runs_images__one_mask_may_serve_all_but_no_other_file(tmp_path):
+    touch(tmp_path, "s1_rest.nii", "s2_rest.nii", "group_mask.nii", "rp.tsv")
+    runs = find_runs_images(tmp_path, pattern="s{subject}_rest.nii", mask_pattern="group_mask.nii")
+    assert [run.mask.name for run in runs] == ["group_mask.nii"] * 2
+    for companion in ("confounds_pattern", "fd_pattern"):
+        error = refused(find_runs_images, tmp_path, pattern="s{subject}_rest.nii", **{companion: "rp.tsv"})
+        assert error.code == "E-STUDY-VALUE"
+
+
+@pytest.mark.parametrize("name", ["s1_rest.nii", "s1_mask.nii", "s1_rest.json"])
+def test_find_runs_images__refuses_links_out_of_the_folder(tmp_path, name):
+    root = tmp_path / "root"
+    touch(root, "s1_rest.nii", "s1_mask.nii", "s1_rest.json")
+    touch(tmp_path, "elsewhere")
+    patterns = {"pattern": "s{subject}_rest.nii", "mask_pattern": "s{subject}_mask.nii"}
+    assert len(find_runs_images(root, **patterns)) == 1
+    (root / name).unlink()
+    (root / name).symlink_to(tmp_path / "elsewhere")
+    assert refused(find_runs_images, root, **patterns).code == "E-FILE-MISSING"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mask_pattern", "code"),
+    [
+        ("s{subject}_rest.nii", "s{subject}_brain.nii", "E-FILE-MISSING"),
+        ("s{subject}_rest.nii", "s{subject}_*.nii", "E-AMBIGUOUS"),
+        ("s{subject}_rest.nii", "../mask.nii", "E-STUDY-VALUE"),
+        ("rest.nii", None, "E-STUDY-VALUE"),
+        ("s{subject}_task.nii", None, "E-NO-RUNS"),
+    ],
+)
+def test_find_runs_images__refuses(tmp_path, pattern, mask_pattern, code):
+    touch(tmp_path, "s1_rest.nii", "s1_mask.nii")
+    assert refused(find_runs_images, tmp_path, pattern=pattern, mask_pattern=mask_pattern).code == code
+
+
+def test_name_by_pattern__keeps_wildcards(tmp_path):
+    touch(tmp_path, "sub-01/visit2_Jane.nii")
+    pattern = "{subject}/visit{session}_*.nii"
+    (run,) = find_runs_images(tmp_path, pattern=pattern)
+    assert name_by_pattern(pattern, run) == "01/visit2_*.nii"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, Literal
 
 from kconn.errors import InputError, StudyFileError
 from kconn.io.identifiers import canonical_label, check_distinct
@@ -93,7 +92,7 @@ def find_runs_fmriprep(
         exist or a file lies outside it.
     """
     root = _check_root(root)
-    images = [image for path in _find_images(root) if (image := _parse_bold(path)) and "echo" not in image.entities]
+    images = _find_preproc(root)
     if not images:
         raise _no_runs(f"no *_desc-preproc_bold.nii.gz was found; the folder holds {_endings(root)}")
     for key, chosen, default in (("task", task, None), ("space", space, _OWN_SPACE), ("res", res, "")):
@@ -101,6 +100,76 @@ def find_runs_fmriprep(
     runs = [_to_run(image, root) for image in images]
     _check_runs(runs)
     return sorted(runs, key=lambda run: (run.subject, run.session, run.run))
+
+
+def list_choices(root: Path, *, task: str | None = None, space: str | None = None) -> dict[str, list[str]]:
+    """Return what `find_runs_fmriprep` may have to choose from in a folder, before anything is chosen.
+
+    Parameters
+    ----------
+    root
+        Folder of the derivatives.
+    task, space
+        List what is there for this task and space alone.
+
+    Returns
+    -------
+    ``task``, ``space`` and ``res`` -> sorted labels; ``func`` stands for the space of images whose name states none.
+
+    Raises
+    ------
+    InputError
+        ``E-FILE-MISSING`` if the folder does not exist.
+    """
+    images = _find_preproc(_check_root(root))
+    for key, chosen, default in (("task", task, None), ("space", space, _OWN_SPACE)):
+        images = [image for image in images if chosen in (None, image.entities.get(key, default))]
+    return {
+        key: sorted({label for image in images if (label := image.entities.get(key, default))})
+        for key, default in (("task", ""), ("space", _OWN_SPACE), ("res", ""))
+    }
+
+
+def find_runs_images(
+    root: Path,
+    *,
+    pattern: str,
+    mask_pattern: str | None = None,
+    fd_pattern: str | None = None,
+    confounds_pattern: str | None = None,
+) -> list[Run]:
+    """Find preprocessed BOLD runs of any pipeline: 4-D NIfTI files whose paths follow a pattern.
+
+    A JSON file of the same name beside an image is its sidecar.
+
+    Parameters
+    ----------
+    root
+        Folder that the patterns start from.
+    pattern
+        Path of an image; see `find_runs_tables`.
+    mask_pattern
+        Path below ``root`` of the brain mask; it may do without ``{subject}`` where one mask serves all.
+    fd_pattern, confounds_pattern
+        See `find_runs_tables`.
+
+    Returns
+    -------
+    Runs sorted by subject, session and run.
+
+    Raises
+    ------
+    InputError
+        See `find_runs_tables`.
+    StudyFileError
+        See `find_runs_tables`.
+    """
+    companions = _companions(fd_pattern, confounds_pattern)
+    if mask_pattern is not None:
+        _check_pattern(mask_pattern, needs_subject=False)
+        companions["mask"] = (mask_pattern, "brain mask")
+    runs = _find_by_pattern(root, pattern, "bold", companions)
+    return [replace(run, sidecar=_sidecar(run.bold, root.resolve())) for run in runs if run.bold]
 
 
 def find_runs_tables(
@@ -133,6 +202,28 @@ def find_runs_tables(
     StudyFileError
         ``E-STUDY-VALUE`` for a pattern without ``{subject}``, with unknown fields, or leading out of ``root``.
     """
+    return _find_by_pattern(root, pattern, "timeseries", _companions(fd_pattern, confounds_pattern))
+
+
+def name_by_pattern(pattern: str, run: Run) -> str:
+    """Return a pattern with the labels of a run in place of its fields: it names a file without its wildcards."""
+    labels = {"subject": run.subject, "session": run.session, "run": run.run}
+    return _FIELD.sub(lambda match: match[0] if match[1] is None else labels[match[1]], pattern)
+
+
+def _companions(fd_pattern: str | None, confounds_pattern: str | None) -> dict[str, tuple[str, str]]:
+    """Return role -> pattern and what it is in words; each run has its own."""
+    given = {"fd": (fd_pattern, "framewise displacement"), "confounds": (confounds_pattern, "confound table")}
+    companions = {role: (pattern, what) for role, (pattern, what) in given.items() if pattern is not None}
+    for pattern, _ in companions.values():
+        _check_pattern(pattern)
+    return companions
+
+
+def _find_by_pattern(
+    root: Path, pattern: str, role: Literal["bold", "timeseries"], companions: Mapping[str, tuple[str, str]]
+) -> list[Run]:
+    """Return the runs whose file of the given role fits the pattern, each with its companions."""
     root = _check_root(root)
     _check_pattern(pattern)
     strict, loose = _compile_strict(pattern), _compile_loose(pattern)
@@ -148,11 +239,22 @@ def find_runs_tables(
             subject=labels["subject"],
             session=labels.get("session", NO_LABEL),
             run=labels.get("run", NO_LABEL),
-            timeseries=_inside(path, root),
         )
-        find = partial(_find_one, root, labels=match.groupdict(), where=run.where)
-        fd, confounds = find(fd_pattern, what="framewise displacement"), find(confounds_pattern, what="confound table")
-        runs.append(replace(run, fd=fd, confounds=confounds))
+        found = {
+            part: _find_one(root, other, labels=match.groupdict(), what=what, where=run.where)
+            for part, (other, what) in companions.items()
+        }
+        here = _inside(path, root)
+        runs.append(
+            replace(
+                run,
+                bold=here if role == "bold" else None,
+                timeseries=here if role == "timeseries" else None,
+                mask=found.get("mask"),
+                confounds=found.get("confounds"),
+                fd=found.get("fd"),
+            )
+        )
     if not runs:
         raise _no_runs(f"no file fits the pattern {pattern!r}; the folder holds {_endings(root)}")
     _check_runs(runs)
@@ -174,6 +276,12 @@ def _find_images(root: Path) -> Iterator[Path]:
     """Yield the images of subjects, sorted, wherever below ``sub-*`` (or beside it) they lie."""
     for path in sorted(root.glob("sub-*")):
         yield from sorted(path.rglob("sub-*.nii*")) if path.is_dir() else (path,)
+
+
+def _find_preproc(root: Path) -> list[_Preproc]:
+    """Return the preprocessed images below a folder, single echoes left out."""
+    images = (_parse_bold(path) for path in _find_images(root))
+    return [image for image in images if image is not None and "echo" not in image.entities]
 
 
 def _find_files(root: Path, glob: str) -> list[Path]:
@@ -248,7 +356,6 @@ def _to_run(image: _Preproc, root: Path) -> Run:
         number = canonical_label(number, prefix="run")
         number = str(int(number)) if number.isdigit() else number
     stem = _stem(entities)
-    ending = ".nii.gz" if name.endswith(".gz") else ".nii"
     mask = (
         name.replace("_preproc.", "_brainmask.")
         if image.is_old
@@ -261,7 +368,7 @@ def _to_run(image: _Preproc, root: Path) -> Run:
         bold=bold,
         mask=_beside(image.path, root, [mask]),
         confounds=_beside(image.path, root, [stem + suffix for suffix in _CONFOUNDS]),
-        sidecar=_beside(image.path, root, [name.removesuffix(ending) + ".json"]),
+        sidecar=_sidecar(image.path, root),
         task=entities.get("task"),
         space=entities.get("space", _OWN_SPACE),
     )
@@ -270,6 +377,10 @@ def _to_run(image: _Preproc, root: Path) -> Run:
 def _stem(entities: dict[str, str]) -> str:
     """Return the name that all files of a run share: its entities without those of one image."""
     return "_".join(f"{key}-{label}" for key, label in entities.items() if key not in {"space", "res", "den", "desc"})
+
+
+def _sidecar(path: Path, root: Path) -> Path | None:
+    return _beside(path, root, [path.name.removesuffix(".gz").removesuffix(".nii") + ".json"])
 
 
 def _beside(path: Path, root: Path, names: Iterable[str]) -> Path | None:
@@ -284,10 +395,11 @@ def _check_runs(runs: list[Run]) -> None:
     check_distinct(((pair, f"sub-{pair[0]}/ses-{pair[1]}") for pair in sessions), what="spellings")
 
 
-def _check_pattern(pattern: str) -> None:
+def _check_pattern(pattern: str, *, needs_subject: bool = True) -> None:
     fields = {match[1] for match in _FIELD.finditer(pattern)} - {None}
     is_outside = pattern.startswith("/") or ".." in PurePosixPath(pattern).parts or bool({"\\", "\0"} & set(pattern))
-    if is_outside or "subject" not in fields or fields - set(_FIELDS) or "**" in pattern:
+    lacks_subject = needs_subject and "subject" not in fields
+    if is_outside or lacks_subject or fields - set(_FIELDS) or "**" in pattern:
         raise StudyFileError(
             "E-STUDY-VALUE",
             f"the pattern is {pattern!r}",
@@ -352,10 +464,7 @@ def _refuse_near_miss(match: re.Match[str] | None, pattern: str) -> None:
             )
 
 
-def _find_one(root: Path, pattern: str | None, *, labels: dict[str, str], what: str, where: str) -> Path | None:
-    if pattern is None:
-        return None
-    _check_pattern(pattern)
+def _find_one(root: Path, pattern: str, *, labels: dict[str, str], what: str, where: str) -> Path:
     filled = _FIELD.sub(lambda match: match[0] if match[1] is None else labels.get(match[1], "*"), pattern)
     paths = _find_files(root, _to_glob(filled))
     if len(paths) == 1:
