@@ -52,7 +52,8 @@ class Hypothesis:
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Hypothesis:
         """Return the hypothesis of a ``[contrasts.NAME]`` table, whose pairs are lists."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in table.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

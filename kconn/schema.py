@@ -161,7 +161,6 @@ def annotate(ds: xr.Dataset) -> xr.Dataset:
     """Return ``ds`` with unit and meaning written to the attrs of every variable that `VARIABLES` knows."""
     out = ds.copy()
     for name in out.data_vars:
-        if name in VARIABLES:
-            variable = VARIABLES[str(name)]
-            out[name] = out[name].assign_attrs(units=variable.unit, long_name=variable.doc)
+        if (variable := VARIABLES.get(str(name))) is not None:
+            out[name].attrs.update(units=variable.unit, long_name=variable.doc)
     return out

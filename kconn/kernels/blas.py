@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
+from typing import Any
 
-from threadpoolctl import (  # type: ignore[import-untyped]  # it ships no type information
-    ThreadpoolController,
-    threadpool_limits,
-)
+import numpy as np
+import scipy.linalg
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no type information
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """Find the BLAS libraries once: NumPy and SciPy bring one each, and looking costs milliseconds."""
+    scipy.linalg.blas.dnrm2(np.ones(1))
+    return ThreadpoolController()
 
 
 class _Gate:
@@ -22,13 +30,13 @@ class _Gate:
     def __init__(self) -> None:
         self._lock = Lock()
         self._n_inside = 0
-        self._limits: threadpool_limits | None = None
+        self._limits: Any = None
 
     def enter(self) -> None:
         with self._lock:
             if self._n_inside == 0:
                 _release_control()
-                self._limits = threadpool_limits(limits=1, user_api="blas")
+                self._limits = _controller().limit(limits=1, user_api="blas")
             self._n_inside += 1
 
     def leave(self) -> None:
@@ -47,7 +55,7 @@ def _release_control() -> None:
     From threadpoolctl 3.8 on, the thread that first set a limit of OpenBLAS owns it while it lives, and the calls of
     all others do nothing, silently: of two workers of a pool only one would ever have its limit.
     """
-    for library in ThreadpoolController().lib_controllers:
+    for library in _controller().lib_controllers:
         if hasattr(library, "clear_controlling_thread"):
             library.clear_controlling_thread(force=True)
 
@@ -67,4 +75,4 @@ def single_thread() -> Iterator[None]:
 
 def count_threads() -> int:
     """Return how many threads BLAS may use now: 1 on a worker, the number of cores in a fresh session."""
-    return max((int(pool["num_threads"]) for pool in ThreadpoolController().select(user_api="blas").info()), default=1)
+    return max((int(pool["num_threads"]) for pool in _controller().select(user_api="blas").info()), default=1)
