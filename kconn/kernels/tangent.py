@@ -7,16 +7,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import lapack
 
 from kconn.errors import InputError
+from kconn.kernels.netmats import SINGULAR
 
 Array = npt.NDArray[np.floating[Any]]
 
 #: The mean is found when the gradient, per element, falls below this; nilearn's value.
 TOLERANCE: Final = 1e-7
 MAX_STEPS: Final = 100
-#: Eigenvalues below this share of the largest are rounding.
-SINGULAR: Final = 1e-12
 
 
 def geometric_mean(matrices: Array, /) -> Array:
@@ -37,7 +37,8 @@ def geometric_mean(matrices: Array, /) -> Array:
     mean: Array = matrices.mean(axis=0)
     smallest, step = np.inf, 1.0
     for _ in range(MAX_STEPS):
-        root, whitening = _map_eigenvalues(np.sqrt, mean), _map_eigenvalues(_inverse_root, mean)
+        values, vectors = np.linalg.eigh(mean)
+        root, whitening = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
         gradient = _map_eigenvalues(np.log, whitening @ matrices @ whitening).mean(axis=0)
         norm = float(np.linalg.norm(gradient))
         mean = root @ _map_eigenvalues(np.exp, step * gradient) @ root
@@ -58,15 +59,15 @@ def geometric_mean(matrices: Array, /) -> Array:
 def project_tangent(matrices: Array, /, *, mean: Array) -> Array:
     """Return the logarithm (..., node, node) of ``matrices`` (..., node, node) as seen from ``mean`` (node, node).
 
-    Zero where a matrix equals the mean.
+    Zero where a matrix equals the mean. Both must be positive definite, as those that `geometric_mean` took.
 
     References
     ----------
     Varoquaux et al. 2010, Detection of brain functional-connectivity difference in post-stroke patients using
     group-level covariance modeling, doi:10.1007/978-3-642-15705-9_25.
     """
-    _check_definite(matrices)
-    whitening = _map_eigenvalues(_inverse_root, mean)
+    values, vectors = np.linalg.eigh(mean)
+    whitening = (vectors / np.sqrt(values)) @ vectors.T
     return _map_eigenvalues(np.log, whitening @ matrices @ whitening)
 
 
@@ -76,18 +77,19 @@ def _map_eigenvalues(function: Callable[[Array], Array], symmetric: Array) -> Ar
     return mapped
 
 
-def _inverse_root(values: Array) -> Array:
-    root: Array = 1 / np.sqrt(values)
-    return root
-
-
 def _check_definite(matrices: Array) -> None:
-    values = np.linalg.eigvalsh(matrices)
-    singular = ~(values[..., 0] > SINGULAR * values[..., -1])
-    if singular.any():
+    pivots = [_least_pivot(matrix) for matrix in matrices]
+    n_singular = sum(pivot < SINGULAR for pivot in pivots)
+    if n_singular:
         raise InputError(
             "E-NETMAT-RANK",
-            f"{singular.sum()} of {singular.size} matrices are singular, the least eigenvalue is {values.min():.3g}",
-            rule=f"all eigenvalues exceed {SINGULAR:g} of the largest",
+            f"{n_singular} of {len(pivots)} matrices are singular",
+            rule=f"each node keeps at least {SINGULAR:g} of its variance, given the others",
             fix="use kind 'ledoit', which is positive definite with any number of frames",
         )
+
+
+def _least_pivot(matrix: Array) -> float:
+    """Return the least share of its variance that a node keeps, given those before it; 0 if there is none."""
+    factor, failed = lapack.dpotrf(matrix, lower=0, clean=0)
+    return 0.0 if failed else float((np.diagonal(factor) ** 2 / np.diagonal(matrix)).min())
