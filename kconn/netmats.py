@@ -13,6 +13,7 @@ import xarray as xr
 from kconn import schema
 from kconn.errors import InputError, SchemaError
 from kconn.kernels import netmats as kernel
+from kconn.kernels import nulls
 from kconn.kernels.blas import single_thread
 
 Array = npt.NDArray[np.floating[Any]]
@@ -35,6 +36,9 @@ PENALISED: Final = frozenset({"ridgep"})
 FULL_RANK: Final = frozenset({"partial"})
 #: Kinds that are no correlation, so that Fisher's z means nothing.
 UNBOUNDED: Final = frozenset({"cov"})
+#: Partial correlations that FSLNets knows, and all of its kinds that it turns to z.
+PARTIAL_KINDS: Final = frozenset({"partial", "ridgep"})
+AR1_KINDS: Final = PARTIAL_KINDS | {"corr", "rcorr"}
 #: Stands for "nobody said what denoising took".
 UNKNOWN_DF: Final = -1
 
@@ -80,7 +84,7 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
     schema.validate(ds, "timeseries")
     estimator = _choose(kind, rho)
     ts = ds["timeseries"]
-    kept = ds["sample_mask"] if "sample_mask" in ds else xr.ones_like(ds["time"], dtype=bool)
+    kept = _kept_frames(ds)
     n_node = ds.sizes["node"]
     edges, dead = xr.apply_ufunc(
         partial(
@@ -130,6 +134,93 @@ def fisher_z(ds: xr.Dataset) -> xr.Dataset:
     return schema.annotate(ds.assign(netmat=z_values.assign_attrs(z="fisher")))
 
 
+def ar1_z(ds: xr.Dataset, *, ar1: float | None = None, seed: int = 0) -> xr.Dataset:
+    """Return ``ds`` with ``netmat`` turned from r to FSLNets' z: arctanh(r) over its sd among unrelated series.
+
+    Unrelated series of the same length and autocorrelation scatter around zero with a known sd; in units of it, z is
+    about standard normal where nothing is connected. For full correlations the sd has a closed form, for partial ones
+    it is simulated. As in FSLNets, ``ridgep`` is scaled by the sd of the unregularised partial correlation.
+
+    Parameters
+    ----------
+    ds
+        With ``netmat (..., edge)`` of kind ``corr``, ``rcorr``, ``partial`` or ``ridgep``, as r, and the
+        ``timeseries`` it was made of. Lazy input gives a lazy result.
+    ar1
+        The AR(1) coefficient of all series; FSLNets takes the median over all nodes and runs of a study. If not
+        given, each run takes the median of its own nodes.
+    seed
+        Of the simulation; the same seed gives the same scale.
+
+    Returns
+    -------
+    xr.Dataset
+        With attr ``z`` = "ar1" of ``netmat``, and ``z_scale (...)``, what arctanh(r) was multiplied by.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` if ``netmat`` is of another kind, z already, or ``ar1`` not within (-1, 1).
+    InputError
+        ``E-NETMAT-RANK`` if there are too few frames for the unregularised partial correlation.
+
+    References
+    ----------
+    FSLNets, nets_netmats; Smith et al. 2011, doi:10.1016/j.neuroimage.2010.08.063.
+    """
+    schema.validate(ds, "netmat", "timeseries")
+    kind, z = ds["netmat"].attrs.get("kind"), ds["netmat"].attrs.get("z", "none")
+    if kind not in AR1_KINDS or z != "none":
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"netmat is of kind {kind!r} with z = {z!r}",
+            where=str(ds.attrs.get("where", "")),
+            rule=f"FSLNets' z is taken once, of {', '.join(sorted(AR1_KINDS))}",
+            fix="use fisher_z",
+        )
+    if ar1 is not None and not -1 < ar1 < 1:
+        raise SchemaError("E-ARGUMENT", f"ar1 is {ar1}", rule="a stationary series has -1 < ar1 < 1")
+    ts, kept = ds["timeseries"], _kept_frames(ds)
+    scale = xr.apply_ufunc(
+        partial(
+            _null_scales, ar1=ar1, seed=seed, is_partial=kind in PARTIAL_KINDS, where=str(ds.attrs.get("where", ""))
+        ),
+        ts.chunk({"node": -1, "time": -1}) if ts.chunks is not None else ts,
+        kept.chunk({"time": -1}) if kept.chunks is not None else kept,
+        input_core_dims=[["node", "time"], ["time"]],
+        keep_attrs=False,
+        dask="parallelized",
+        output_dtypes=[np.float64],
+    )
+    attrs = {**ds["netmat"].attrs, "z": "ar1", **({"seed": seed} if kind in PARTIAL_KINDS else {})}
+    z_values = scale * fisher_z(ds)["netmat"]
+    netmat = z_values.transpose(*ds["netmat"].dims).assign_attrs(attrs)
+    return schema.annotate(ds.assign(netmat=netmat, z_scale=scale))
+
+
+def estimate_ar1(ds: xr.Dataset) -> xr.Dataset:
+    """Add ``ar1 (..., node)``, the AR(1) coefficient of each series over its kept frames; NaN for dead nodes.
+
+    Parameters
+    ----------
+    ds
+        With ``timeseries (..., node, time)``; lazy input gives a lazy result.
+    """
+    schema.validate(ds, "timeseries")
+    ts, kept = ds["timeseries"], _kept_frames(ds)
+    ar1 = xr.apply_ufunc(
+        _lag_ones,
+        ts.chunk({"node": -1, "time": -1}) if ts.chunks is not None else ts,
+        kept.chunk({"time": -1}) if kept.chunks is not None else kept,
+        input_core_dims=[["node", "time"], ["time"]],
+        output_core_dims=[["node"]],
+        keep_attrs=False,
+        dask="parallelized",
+        output_dtypes=[np.float64],
+    )
+    return schema.annotate(ds.assign(ar1=ar1))
+
+
 def edge_coords(names: npt.NDArray[Any]) -> dict[str, tuple[str, npt.NDArray[Any]]]:
     """Return the coordinates ``node_i node_j`` of the dimension ``edge`` for nodes (node,)."""
     rows, columns = np.triu_indices(len(names), 1)
@@ -164,6 +255,42 @@ def _choose(kind: str, rho: float | None) -> Estimator:
             fix="leave rho out, or choose kind 'ridgep'",
         )
     return ESTIMATORS[kind]
+
+
+def _kept_frames(ds: xr.Dataset) -> xr.DataArray:
+    return ds["sample_mask"] if "sample_mask" in ds else xr.ones_like(ds["time"], dtype=bool)
+
+
+def _lag_ones(ts: Array, kept: BoolArray) -> Array:
+    """Run by run: ts (..., node, time), kept (..., time) -> (..., node)."""
+    lead = ts.shape[:-2]
+    kept = np.broadcast_to(kept, (*lead, ts.shape[-1]))
+    ar1 = np.full(ts.shape[:-1], np.nan)
+    for run in np.ndindex(lead):
+        frames = kept[run] & ~np.isnan(ts[run]).all(axis=0)
+        alive = ~kernel.find_dead_nodes(ts[run][:, frames].T)
+        ar1[run][alive] = nulls.lag_one(ts[run][alive].T.astype(np.float64), kept=frames)
+    return ar1
+
+
+def _null_scales(ts: Array, kept: BoolArray, *, ar1: float | None, seed: int, is_partial: bool, where: str) -> Array:
+    """Run by run: ts (..., node, time), kept (..., time) -> (...)."""
+    lead = ts.shape[:-2]
+    kept = np.broadcast_to(kept, (*lead, ts.shape[-1]))
+    coefficients = _lag_ones(ts, kept)
+    scales = np.empty(lead)
+    with single_thread():
+        for run in np.ndindex(lead):
+            alive = ~np.isnan(coefficients[run])
+            n_frame = int((kept[run] & ~np.isnan(ts[run]).all(axis=0)).sum())
+            a = float(np.median(coefficients[run][alive])) if ar1 is None else ar1
+            if is_partial:
+                n_node = int(alive.sum())
+                check_rank(n_frame, n_node, where=where)
+                scales[run] = nulls.null_scale_partial(a, n_frame=n_frame, n_node=n_node, seed=seed)
+            else:
+                scales[run] = nulls.null_scale_full(a, n_frame=n_frame)
+    return scales
 
 
 def _estimate(

@@ -70,6 +70,8 @@ VARIABLES: Final[dict[str, Variable]] = {
     "n_run": Variable(dims=(("edge",),), kind="i", unit="1", doc="Runs of the session that the mean is over."),
     "n_missing": Variable(dims=(("edge",),), kind="i", unit="1", doc="Observations in which the edge is NaN."),
     "reference": Variable(dims=(("edge",),), kind="f", unit="1", doc="Geometric mean that deviations start from."),
+    "ar1": Variable(dims=(("node",),), kind="f", unit="1", doc="Lag-1 autocorrelation of the kept frames."),
+    "z_scale": Variable(dims=((),), kind="f", unit="1", doc="What arctanh(r) was multiplied by."),
     "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),
     "design": Variable(dims=(("observation", "regressor"),), kind="f", unit="1", doc="Design matrix."),
     "effect": Variable(dims=((),), kind="f", unit="1", doc="Contrast of parameter estimates."),

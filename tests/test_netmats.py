@@ -9,7 +9,7 @@ from sklearn.covariance import EmpiricalCovariance
 
 from kconn.errors import InputError, SchemaError
 from kconn.kernels import netmats as kernel
-from kconn.netmats import ESTIMATORS, estimate_netmats, find_dead, fisher_z
+from kconn.netmats import ESTIMATORS, ar1_z, estimate_ar1, estimate_netmats, find_dead, fisher_z
 
 RHO = {**dict.fromkeys(ESTIMATORS), "ridgep": 0.1}
 
@@ -210,3 +210,52 @@ def test_estimate_netmats__of_a_real_run_with_more_nodes_than_frames(shared_data
     out = fisher_z(estimate_netmats(ds, kind="ridgep", rho=0.1))
     alive = ~out["dead_node"].to_numpy()
     assert np.isfinite(kernel.unpack_edges(out["netmat"].to_numpy())[np.ix_(alive, alive)]).all()
+
+
+def smooth_series(*lead):
+    ds = node_series(*lead, 8, 120)
+    x = ds["timeseries"].to_numpy()
+    x[..., 1:] += 0.8 * x[..., :-1]
+    return ds.assign(timeseries=(ds["timeseries"].dims, x))
+
+
+def test_ar1_z__scales_fisher_z_by_the_closed_form():
+    ds = estimate_netmats(smooth_series(3), kind="corr")
+    out = ar1_z(ds)
+    a = estimate_ar1(ds)["ar1"].median("node")
+    expected = np.sqrt(117 * (1 - a**2) / (1 + a**2))
+    np.testing.assert_allclose(out["z_scale"], expected)
+    np.testing.assert_allclose(out["netmat"], expected * np.arctanh(ds["netmat"]))
+    assert out["netmat"].attrs == {**fisher_z(ds)["netmat"].attrs, "z": "ar1"}
+    assert (out["z_scale"] < np.sqrt(117)).all()
+    np.testing.assert_allclose(ar1_z(ds, ar1=0.0)["z_scale"], np.sqrt(117))
+
+
+@pytest.mark.parametrize("kind", ["corr", "partial", "ridgep"])
+def test_ar1_z__lazy_equals_eager_bit_for_bit(kind):
+    ds = smooth_series(2).assign(sample_mask=("time", np.arange(120) % 9 != 0))
+    eager = ar1_z(estimate_netmats(ds, kind=kind, rho=RHO[kind]), ar1=0.3, seed=4)
+    with dask.config.set(scheduler=no_compute):
+        lazy = ar1_z(estimate_netmats(ds.chunk(subject=1, time=50), kind=kind, rho=RHO[kind]), ar1=0.3, seed=4)
+    xr.testing.assert_identical(lazy.compute(scheduler="threads"), eager)
+    assert eager["netmat"].attrs.get("seed") == (None if kind == "corr" else 4)
+
+
+def test_estimate_ar1__of_dead_nodes_is_nan():
+    ds = smooth_series()
+    ds["timeseries"][3] = 1
+    ar1 = estimate_ar1(ds)["ar1"]
+    np.testing.assert_array_equal(np.isnan(ar1), np.arange(8) == 3)
+    assert (ar1.dropna("node") > 0.2).all()
+
+
+def test_ar1_z__refuses_what_fslnets_has_not():
+    ds = smooth_series()
+    for wrong in (estimate_netmats(ds, kind="cov"), fisher_z(estimate_netmats(ds, kind="corr"))):
+        with pytest.raises(SchemaError, match="E-ARGUMENT"):
+            ar1_z(wrong)
+    with pytest.raises(SchemaError, match=r"ar1 is 1\.0"):
+        ar1_z(estimate_netmats(ds, kind="corr"), ar1=1.0)
+    short = estimate_netmats(ds.isel(time=slice(0, 9)), kind="ridgep", rho=0.1)
+    with pytest.raises(InputError, match="E-NETMAT-RANK"):
+        ar1_z(short)
