@@ -1,0 +1,1 @@
+"""Side by side with the peers: ``python -m benchmarks`` prints one JSON line per piece of work."""
