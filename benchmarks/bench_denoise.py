@@ -66,6 +66,12 @@ def band_ours() -> Callable[[], Any]:
     return lambda: denoise(run, confounds="36P", high_pass=HIGH_PASS, low_pass=LOW_PASS)
 
 
+def butterworth_ours() -> Callable[[], Any]:
+    """Prepare 36P and the Butterworth band-pass."""
+    run = make_run()
+    return lambda: denoise(run, confounds="36P", high_pass=HIGH_PASS, low_pass=LOW_PASS, filter="butterworth")
+
+
 def peer_input(run: xr.Dataset) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     """Return the signal as nilearn wants it and the 36 columns, made beforehand."""
     warnings.simplefilter("ignore")
@@ -110,3 +116,4 @@ if __name__ == "__main__":
     compare(f"{what}, a tenth dropped", ours=censored_ours, peer=censored_nilearn, peer_name="clean, cosine", **result)
     compare(f"{what}, through Dask", ours=lazy_ours, peer=cosine_ours, peer_name="ours, in memory", **result)
     compare(f"{what}, cosine band-pass", ours=band_ours, peer=band_nilearn, peer_name="clean, butterworth", **result)
+    compare(f"{what}, butterworth", ours=butterworth_ours, peer=band_nilearn, peer_name="clean, butterworth", **result)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args
 
 import dask.array as da
 import numpy as np
@@ -19,9 +18,13 @@ from kconn.confounds import Term, build_columns, select_terms
 from kconn.errors import InputError, SchemaError
 from kconn.frames import framewise_displacement, place, sample_mask, whole
 from kconn.kernels import filtering, motion, projection
+from kconn.kernels.butterworth import fit_butterworth
 from kconn.kernels.projection import Projection, Scale
 
 Array = npt.NDArray[np.float64]
+
+#: How a band is cut out; see `denoise`.
+Filter = Literal["cosine", "butterworth"]
 
 #: Degrees of freedom that denoising must leave, unless stated otherwise. With 10, r of two unrelated series still
 #: scatters by 0.3; fewer would make a netmat a picture of chance.
@@ -112,40 +115,50 @@ class _Choices:
 
     terms: tuple[Term, ...]
     columns: tuple[str, ...]
-    band: tuple[int, int]
+    filter: Filter
+    t_r: float
+    high_pass: float | None
+    low_pass: float | None
     detrend: bool
     min_dof: int
     where: str
 
 
-def denoise(
+def denoise(  # noqa: PLR0913 - the choices of denoising
     ds: xr.Dataset,
     *,
     confounds: str | Sequence[str] | None,
     high_pass: float | None,
     low_pass: float | None,
+    filter: Filter = "cosine",  # noqa: A002 - nilearn's word
     detrend: bool = True,
     standardize: bool | Scale = False,
     min_dof: int = MIN_DOF,
 ) -> xr.Dataset:
-    """Remove mean, trend, frequencies and confounds from `bold`, as one orthogonal projection.
+    """Remove mean, trend, frequencies and confounds from `bold`, so that no step brings back what another removed.
 
-    The regressors are: the constant; a linear trend; the cosines (DCT-II) of the whole run up to ``high_pass`` and
-    above ``low_pass``; the confounds. They are fitted together on the kept frames (`sample_mask`; all if it is
-    absent), so no step can bring back what another has removed, and their order has no meaning. With a low-pass,
+    With the ``"cosine"`` filter all is one orthogonal projection. Its regressors are: the constant; a linear trend;
+    the cosines (DCT-II) of the whole run up to ``high_pass`` and above ``low_pass``; the confounds. They are fitted
+    together on the kept frames (`sample_mask`; all if it is absent); their order has no meaning. With a low-pass,
     every dropped frame costs a degree of freedom, as does every frequency outside the band.
+
+    With ``"butterworth"`` (order 5, forward and backward) the signal and the confounds pass through the same filter,
+    then the confounds are projected out of the kept frames. Dropped frames are bridged by a cubic spline for the
+    filter alone. The degrees of freedom that it takes are counted by its share of the frequencies.
 
     Parameters
     ----------
     ds
-        A run: `bold` ``(voxel | node, time)``; `confounds` ``(time, confound)`` unless none are asked for; attrs
+        A run: `bold` ``(voxel | column, time)``; `confounds` ``(time, confound)`` unless none are asked for; attrs
         ``t_r`` (s) where there is a filter. Lazy or in memory.
     confounds
         A preset, a column, a pattern, or several of them: see `kconn.confounds.select_terms`.
     high_pass, low_pass
         Edges of the band in Hz. A frequency on ``high_pass`` goes, one on ``low_pass`` stays. None: open.
+    filter
+        ``"cosine"`` or ``"butterworth"``; without an edge there is none.
     detrend
-        Remove a straight line along the kept frames.
+        Remove a straight line: along the kept frames with cosines, along the bridged ones with Butterworth.
     standardize
         ``"zscore_sample"`` or True: unit variance (n_kept - 1). ``"psc"``: percent of the mean of the kept frames.
         ``"none"`` or False: the unit of `bold`.
@@ -175,8 +188,25 @@ def denoise(
     fMRI data. https://doi.org/10.1002/hbm.24528
     """
     schema.validate(ds, "bold")
-    choices = _resolve(ds, confounds=confounds, band=(high_pass, low_pass), detrend=detrend, min_dof=min_dof)
+    if filter not in get_args(Filter):
+        raise SchemaError(
+            "E-ARGUMENT", f"filter = {filter!r}", where=place(ds), rule=f"one of {', '.join(get_args(Filter))}"
+        )
+    if min_dof < 1:
+        raise SchemaError("E-ARGUMENT", f"min_dof = {min_dof}", where=place(ds), rule="at least 1 must be left")
     scale = _resolve_scale(standardize)
+    terms, columns = _resolve_terms(ds, confounds)
+    choices = _Choices(
+        terms=terms,
+        columns=columns,
+        filter=filter,
+        t_r=_resolve_t_r(ds, high_pass=high_pass, low_pass=low_pass),
+        high_pass=high_pass,
+        low_pass=low_pass,
+        detrend=detrend,
+        min_dof=min_dof,
+        where=place(ds),
+    )
 
     bold = ds["bold"]
     table, mask = _table(ds, choices), sample_mask(ds)
@@ -195,45 +225,36 @@ def denoise(
         "detrend": detrend,
         "standardize": scale,
         **{name: edge for name, edge in (("high_pass", high_pass), ("low_pass", low_pass)) if edge is not None},
+        **({} if high_pass is None and low_pass is None else {"filter": filter}),
     }
     denoised = bold.copy(data=clean).assign_attrs(made)
     scalars = {name: xr.DataArray(value) for name, value in counts.items()}
     return schema.annotate(ds.assign({"denoised": denoised, "n_frames": xr.DataArray(ds.sizes["time"]), **scalars}))
 
 
-def _resolve(
-    ds: xr.Dataset,
-    *,
-    confounds: str | Sequence[str] | None,
-    band: tuple[float | None, float | None],
-    detrend: bool,
-    min_dof: int,
-) -> _Choices:
-    """Refuse what can be refused without looking at the data."""
-    where = place(ds)
-    if min_dof < 1:
-        raise SchemaError("E-ARGUMENT", f"min_dof = {min_dof}", where=where, rule="at least 1 must be left")
-    n_time = ds.sizes["time"]
-    keep = (1, n_time - 1)
-    if band != (None, None):
-        if "t_r" not in ds.attrs:
-            raise SchemaError(
-                "E-SCHEMA", "the run has no attribute 't_r'", where=where, rule="a filter needs it", fix="set it, in s"
-            )
-        t_r = float(ds.attrs["t_r"])
-        try:
-            filtering.check_band(n_time, t_r=t_r, high_pass=band[0], low_pass=band[1])
-        except SchemaError as error:
-            raise error.at(where) from None
-        keep = filtering.pass_band(n_time, t_r=t_r, high_pass=band[0], low_pass=band[1])
+def _resolve_t_r(ds: xr.Dataset, *, high_pass: float | None, low_pass: float | None) -> float:
+    """Return the repetition time, if the band is one that a run of this length has; 1 where there is no filter."""
+    if high_pass is None and low_pass is None:
+        return 1.0
+    if "t_r" not in ds.attrs:
+        raise SchemaError(
+            "E-SCHEMA", "the run has no attribute 't_r'", where=place(ds), rule="a filter needs it", fix="set it, in s"
+        )
+    t_r = float(ds.attrs["t_r"])
+    try:
+        filtering.check_band(ds.sizes["time"], t_r=t_r, high_pass=high_pass, low_pass=low_pass)
+    except SchemaError as error:
+        raise error.at(place(ds)) from None
+    return t_r
 
-    terms: tuple[Term, ...] = ()
-    columns: tuple[str, ...] = ()
-    if confounds is not None and list(confounds) not in ([], list("none"), ["none"]):
-        schema.validate(ds, "confounds")
-        columns = tuple(map(str, ds["confounds"]["confound"].to_numpy().tolist()))
-        terms = select_terms(columns, confounds, where=where)
-    return _Choices(terms=terms, columns=columns, band=keep, detrend=detrend, min_dof=min_dof, where=where)
+
+def _resolve_terms(ds: xr.Dataset, confounds: str | Sequence[str] | None) -> tuple[tuple[Term, ...], tuple[str, ...]]:
+    """Return the regressors to make and the columns of the table."""
+    if confounds is None or confounds == "none" or list(confounds) in ([], ["none"]):
+        return (), ()
+    schema.validate(ds, "confounds")
+    columns = tuple(map(str, ds["confounds"]["confound"].to_numpy().tolist()))
+    return select_terms(columns, confounds, where=place(ds)), columns
 
 
 def _resolve_scale(standardize: bool | Scale) -> Scale:  # noqa: FBT001 - the public word of nilearn, passed on
@@ -268,10 +289,15 @@ def _denoise_lazily(
         _count_empty, clean, projection=fitted, drop_axis=1, chunks=((1,) * clean.numblocks[0],), dtype=np.int64
     )
     counts = {
-        name: da.from_delayed(delayed(attrgetter(name), pure=True)(fitted), shape=(), dtype=np.int64)
+        name: da.from_delayed(delayed(_read_count, pure=True)(fitted, name), shape=(), dtype=np.int64)
         for name in ("n_kept", "n_regressors", "df_left")
     }
     return clean, {**counts, "n_constant": empty.sum()}
+
+
+def _read_count(projection: Projection, name: str) -> np.int64:
+    """Return a count as an array scalar: a stored Dask array must be one."""
+    return np.int64(getattr(projection, name))
 
 
 def _count_empty(clean: npt.NDArray[np.floating[Any]], projection: Projection) -> npt.NDArray[np.int64]:
@@ -286,23 +312,43 @@ def _fit(table: Array, mask: npt.NDArray[np.bool_], choices: _Choices) -> Projec
         raise InputError("E-NO-FRAMES", f"sample_mask keeps none of {len(mask)} frames", where=choices.where)
     regressors = build_columns(table, choices.columns, choices.terms)
     _refuse_nan(regressors, kept, choices)
-    if choices.detrend:
-        # Along the kept frames, not the seconds: so does nilearn.signal.clean, and the two stay comparable to rounding.
-        trend = np.zeros(len(mask))
-        trend[kept] = np.arange(len(kept))
-        regressors = np.column_stack([trend, regressors])
-    fitted = projection.fit_projection(regressors, mask, band=choices.band)
+    fitted = (_fit_cosines if choices.filter == "cosine" else _fit_butterworth)(regressors, mask, choices)
     if fitted.df_left < choices.min_dof:
-        first, last = choices.band
         raise InputError(
             "E-DF",
-            f"{fitted.df_left} degrees of freedom are left of {len(kept)} kept frames (of {len(mask)}), after"
-            f" {len(mask) - 1 - (last - first + 1)} frequencies, {len(choices.terms)} confounds and the trend",
+            f"{fitted.df_left} degrees of freedom are left of {len(kept)} kept frames (of {len(mask)}),"
+            f" after the filter, {len(choices.terms)} confounds and the trend",
             where=choices.where,
-            rule=f"min_dof = {choices.min_dof} must be left; with a low-pass every dropped frame costs one more",
+            rule=f"min_dof = {choices.min_dof} must be left; under a cosine low-pass a dropped frame costs one more",
             fix="widen the band, choose fewer confounds, raise fd_threshold, or exclude the run",
         )
     return fitted
+
+
+def _fit_cosines(regressors: Array, mask: npt.NDArray[np.bool_], choices: _Choices) -> Projection:
+    if choices.detrend:
+        # Along the kept frames, not the seconds: so does nilearn.signal.clean, and the two stay comparable to rounding.
+        trend = np.zeros(len(mask))
+        trend[mask] = np.arange(np.count_nonzero(mask))
+        regressors = np.column_stack([trend, regressors])
+    band = filtering.pass_band(len(mask), t_r=choices.t_r, high_pass=choices.high_pass, low_pass=choices.low_pass)
+    return projection.fit_projection(regressors, mask, band=band)
+
+
+def _fit_butterworth(regressors: Array, mask: npt.NDArray[np.bool_], choices: _Choices) -> Projection:
+    if choices.high_pass is None and choices.low_pass is None:
+        return _fit_cosines(regressors, mask, choices)
+    try:
+        butterworth = fit_butterworth(
+            np.flatnonzero(mask),
+            t_r=choices.t_r,
+            high_pass=choices.high_pass,
+            low_pass=choices.low_pass,
+            detrend=choices.detrend,
+        )
+    except InputError as error:
+        raise error.at(choices.where) from None
+    return projection.fit_filtered(regressors, butterworth, n_time=len(mask))
 
 
 def _refuse_nan(regressors: Array, kept: npt.NDArray[np.intp], choices: _Choices) -> None:

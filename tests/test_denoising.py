@@ -157,6 +157,114 @@ def test_denoise__uses_cosines_even_where_a_confound_drifts_alike(run):
     assert actual["n_regressors"] == 1 + 1 + 6 + 7
 
 
+# --- Butterworth, against nilearn ------------------------------------------------------------------------------------
+
+BUTTERWORTH = {"filter": "butterworth", "high_pass": 0.008, "low_pass": 0.09}
+
+
+def drop_without_mirror(ds):
+    """Drop frames, but never one whose mirror image in the run is dropped as well.
+
+    nilearn 0.14.1 looks for dropped frames with ``~sample_mask``, where the mask holds positions by then: it bridges
+    the mirror images of the kept frames, and a frame that is dropped on both sides enters the filter as it is.
+    """
+    n_time = ds.sizes["time"]
+    kept = np.ones(n_time, dtype=bool)
+    kept[:3] = False
+    kept[np.random.default_rng(2).choice(np.arange(5, n_time // 2), 25, replace=False)] = False
+    return ds.assign(sample_mask=("time", kept))
+
+
+@pytest.mark.parametrize("confounds", ["none", "6P", "36P"])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_denoise__butterworth_equals_nilearn(run, confounds, with_mask):
+    ds = drop_without_mirror(run) if with_mask else run
+
+    actual = denoise(ds, confounds=confounds, **BUTTERWORTH)
+
+    assert_close_to_peer(kept_frames(actual), cleaned_by_nilearn(ds, confounds, **BUTTERWORTH), rtol=1e-10)
+
+
+@pytest.mark.parametrize("edges", [{"high_pass": 0.01, "low_pass": None}, {"high_pass": None, "low_pass": 0.1}])
+def test_denoise__butterworth_with_one_edge_equals_nilearn(run, edges):
+    choices = {"filter": "butterworth", **edges}
+
+    actual = denoise(run, confounds="24P", **choices)
+
+    assert_close_to_peer(kept_frames(actual), cleaned_by_nilearn(run, "24P", **choices), rtol=1e-10)
+
+
+@pytest.mark.parametrize("standardize", ["zscore_sample", "psc"])
+def test_denoise__butterworth_standardized_equals_nilearn(run, standardize):
+    ds = drop_without_mirror(run)
+
+    actual = denoise(ds, confounds="6P", standardize=standardize, **BUTTERWORTH)
+
+    expected = cleaned_by_nilearn(ds, "6P", **BUTTERWORTH, standardize=standardize)
+    assert_close_to_peer(kept_frames(actual), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_denoise__butterworth_equals_nilearn_on_a_real_run(shared_data, with_mask):
+    ds = forrest(shared_data, slice(None, None, 197))
+    ds = drop_without_mirror(ds) if with_mask else ds
+
+    actual = denoise(ds, confounds="24P", **BUTTERWORTH)
+
+    assert actual["n_constant"] == 0
+    assert_close_to_peer(kept_frames(actual), cleaned_by_nilearn(ds, "24P", **BUTTERWORTH))
+
+
+def test_denoise__butterworth_bridges_every_dropped_frame(run):
+    # Mirror images included: what a dropped frame holds must not matter.
+    kept = np.random.default_rng(0).random(220) > 0.25
+    ds = run.assign(sample_mask=("time", kept))
+    spoilt = ds.copy(deep=True)
+    spoilt["bold"][:, ~kept] = 1e6
+
+    first, second = (denoise(each, confounds="6P", **BUTTERWORTH) for each in (ds, spoilt))
+
+    np.testing.assert_array_equal(first["denoised"], second["denoised"])
+
+
+def test_denoise__butterworth_counts_its_share_of_the_frequencies(run):
+    actual = denoise(run, confounds="6P", **BUTTERWORTH)
+
+    assert actual["df_left"] == int(220 * (0.09 - 0.008) / 0.25) - 6
+    assert actual["df_left"] + actual["n_regressors"] == 220
+    assert actual["denoised"].attrs["filter"] == "butterworth"
+
+
+def test_denoise__butterworth_leaves_nothing_along_filtered_confounds(run):
+    actual = denoise(run, confounds="6P", **BUTTERWORTH)["denoised"].to_numpy()
+    filtered = clean(
+        run["confounds"].to_numpy()[:, :6], t_r=2.0, high_pass=0.008, low_pass=0.09, standardize="zscore_sample"
+    )
+
+    cosines = (actual / np.linalg.norm(actual, axis=1, keepdims=True)) @ (filtered / np.linalg.norm(filtered, axis=0))
+
+    assert np.abs(cosines).max() < 1e-10
+
+
+def test_denoise__butterworth_has_the_same_bits_for_any_chunks(run, monkeypatch):
+    monkeypatch.setattr("kconn.denoising.plan_voxel_blocks", lambda _n_voxel, _n_time: 13)
+    ds = drop_without_mirror(run)
+    eager = denoise(ds, confounds="12P", **BUTTERWORTH)
+
+    with dask.config.set(scheduler=no_compute):
+        lazy = denoise(ds.chunk(voxel=7, time=40), confounds="12P", **BUTTERWORTH)
+
+    np.testing.assert_array_equal(lazy["denoised"].compute(scheduler="threads"), eager["denoised"])
+
+
+def test_denoise__butterworth_without_edges_is_no_filter(run):
+    plain = denoise(run, confounds="6P", high_pass=None, low_pass=None)
+
+    actual = denoise(run, confounds="6P", high_pass=None, low_pass=None, filter="butterworth")
+
+    xr.testing.assert_identical(actual, plain)
+
+
 # --- the band -------------------------------------------------------------------------------------------------------
 
 
@@ -387,6 +495,8 @@ REFUSALS = {
     "too few frames": ("E-DF", lambda ds: ds.isel(time=slice(20)), {}),
     "min_dof": ("E-DF", lambda ds: ds, {"min_dof": 300}),
     "min_dof below 1": ("E-ARGUMENT", lambda ds: ds, {"min_dof": 0}),
+    "unknown filter": ("E-ARGUMENT", lambda ds: ds, {"filter": "chebyshev"}),
+    "too short for Butterworth": ("E-DF", lambda ds: ds.isel(time=slice(25)), {"filter": "butterworth"}),
     "unknown scale": ("E-ARGUMENT", lambda ds: ds, {"standardize": "zscore"}),
 }
 

@@ -206,7 +206,7 @@ def test_residuals__scale_to_unit_variance(signal, columns, mask):
     actual = residuals(signal, projection, scale="zscore_sample")[:, mask]
 
     plain = residuals(signal, projection)[:, mask]
-    np.testing.assert_allclose(actual, plain / plain.std(axis=1, ddof=1, keepdims=True), rtol=1e-10)
+    np.testing.assert_allclose(actual, plain / plain.std(axis=1, ddof=1, keepdims=True), atol=1e-12)
 
 
 def test_residuals__scale_to_percent_of_the_mean(signal, columns, mask):
@@ -217,7 +217,7 @@ def test_residuals__scale_to_percent_of_the_mean(signal, columns, mask):
 
     plain = residuals(signal, projection)[:, mask]
     level = signal[1:, mask].mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(actual[1:], 100 * plain[1:] / level, rtol=1e-10)
+    np.testing.assert_allclose(actual[1:], 100 * plain[1:] / level, atol=1e-12)
     assert np.isnan(actual[0]).all()
 
 
@@ -243,3 +243,16 @@ def test_single_thread__gives_the_threads_back():
         assert blas.count_threads() == 1
 
     assert blas.count_threads() == before
+
+
+def test_residuals__of_a_band_equal_the_masked_spectrum_of_the_mirrored_series(signal):
+    # The hard FFT filter of CONN: mirror, mask, transform back. The cosines are its real form.
+    x = signal - signal.mean(axis=1, keepdims=True)
+    spectrum = np.fft.fft(np.hstack([x, x[:, ::-1]]), axis=1)
+    k = np.minimum(np.arange(2 * N_TIME), 2 * N_TIME - np.arange(2 * N_TIME))
+    spectrum[:, (k < 5) | (k > 40)] = 0
+    expected = np.fft.ifft(spectrum, axis=1).real[:, :N_TIME]
+
+    projection = fit_projection(np.empty((N_TIME, 0)), np.ones(N_TIME, dtype=bool), band=(5, 40))
+
+    np.testing.assert_allclose(residuals(signal, projection), expected, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The one orthogonal projection of denoising: mean, trend, filter and confounds leave together or not at all."""
+"""The one linear map of denoising: mean, trend, filter and confounds leave together or not at all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy.linalg import qr
 
 from kconn.kernels import blas
+from kconn.kernels.butterworth import Butterworth, filter_rows
 from kconn.kernels.filtering import cosine_basis
 
 Array = npt.NDArray[np.float64]
@@ -43,12 +44,15 @@ class Projection:
         ``(kept,)`` positions of the kept frames, ascending.
     n_time
         Number of frames of the run.
+    butterworth
+        A filter that goes before, when it is not part of ``basis``.
     """
 
     basis: Array
     removes: bool
     kept: Frames
     n_time: int
+    butterworth: Butterworth | None = None
 
     @property
     def n_kept(self) -> int:
@@ -57,8 +61,13 @@ class Projection:
 
     @property
     def n_regressors(self) -> int:
-        """Rank of what is removed, the mean included."""
+        """Rank of what is removed, the mean included.
+
+        A Butterworth filter has no rank: it counts by its share of the frequencies.
+        """
         width = int(self.basis.shape[1])
+        if self.butterworth is not None:
+            return width + self.n_kept - int(self.butterworth.share * self.n_kept)
         return width + 1 if self.removes else self.n_kept - width
 
     @property
@@ -95,6 +104,38 @@ def fit_projection(columns: Array, sample_mask: npt.NDArray[np.bool_], *, band: 
         else:
             basis = _complement_in_band(scaled, kept, cosine_basis(n_time, first, last))
     return Projection(basis=np.asfortranarray(basis), removes=removes, kept=kept, n_time=n_time)
+
+
+def fit_filtered(columns: Array, butterworth: Butterworth, *, n_time: int) -> Projection:
+    """Return the projection that removes ``columns`` after the filter, which passes over them as over the signal.
+
+    Confounds that were not filtered alike would bring back the frequencies that the filter has removed.
+
+    Parameters
+    ----------
+    columns
+        ``(time, column)`` regressors of any scale; rows of censored frames are not read.
+    butterworth
+        The filter; its kept frames are those of the fit.
+    n_time
+        Number of frames of the run.
+
+    References
+    ----------
+    Lindquist MA et al. (2019). Modular preprocessing pipelines can reintroduce artifacts into fMRI data.
+    https://doi.org/10.1002/hbm.24528
+    """
+    scaled = _scale_columns(columns[butterworth.kept])
+    rows = np.zeros((scaled.shape[1], n_time))
+    rows[:, butterworth.kept] = scaled.T
+    filtered, _, _ = filter_rows(rows, butterworth)
+    # What the filter leaves nothing of, such as the line, is no regressor any more.
+    survives = np.linalg.norm(filtered, axis=1) > RANK_TOLERANCE
+    with blas.single_thread():
+        basis = _range_of(_scale_columns(filtered[survives].T))
+    return Projection(
+        basis=np.asfortranarray(basis), removes=True, kept=butterworth.kept, n_time=n_time, butterworth=butterworth
+    )
 
 
 def _scale_columns(columns: Array) -> Array:
@@ -191,30 +232,49 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _fill_tile(x: Signal, projection: Projection, scale: Scale, out: Signal) -> None:
     """Write the residuals of one tile of voxels to ``out``."""
-    is_whole = projection.n_kept == projection.n_time
-    work = (x if is_whole else np.take(x, projection.kept, axis=1)).astype(np.float64)
-    power = np.vecdot(work, work)
-    mean = work.mean(axis=1)
-    work -= mean[:, None]
+    work, mean, power = (
+        _take(x, projection) if projection.butterworth is None else filter_rows(x, projection.butterworth)
+    )
     work = _project(work, projection)
     rest = np.vecdot(work, work)
 
     # Not a number fails every comparison, and so counts as no signal.
     lives = (rest > NO_SIGNAL**2 * power) & np.isfinite(power)
-    factor = np.where(lives, 1.0, np.nan)
-    if scale == "zscore_sample":
-        factor[lives] = np.sqrt((projection.n_kept - 1) / rest[lives])
-    elif scale == "psc":
-        has_level = lives & (mean**2 * projection.n_kept > NO_SIGNAL**2 * power)
-        factor = np.divide(100.0, np.abs(mean), out=np.full(len(x), np.nan), where=has_level)
-    if scale != "none" or not lives.all():
-        work *= factor[:, None]
+    if scale != "none":
+        # A residual has a mean only after a Butterworth filter, and only with dropped frames.
+        offset = work.mean(axis=1)
+        work -= offset[:, None]
+        work *= _factor(work, mean + offset, power, scale)[:, None]
+    if not lives.all():
+        work[~lives] = np.nan
 
-    if is_whole:
+    if projection.n_kept == projection.n_time:
         out[...] = work
     else:
         out[...] = np.nan
         out[:, projection.kept] = work
+
+
+def _take(x: Signal, projection: Projection) -> tuple[Array, Array, Array]:
+    """Return the kept frames about their mean, the mean, and the sum of squares as they came."""
+    is_whole = projection.n_kept == projection.n_time
+    work: Array = (x if is_whole else np.take(x, projection.kept, axis=1)).astype(np.float64)
+    power = np.vecdot(work, work)
+    mean = work.mean(axis=1)
+    work -= mean[:, None]
+    return work, mean, power
+
+
+def _factor(work: Array, level: Array, power: Array, scale: Scale) -> Array:
+    """Return what to multiply each row with; NaN where there is no level to be a percentage of."""
+    n_kept = work.shape[1]
+    out = np.full(len(work), np.nan)
+    if scale == "psc":
+        np.divide(100.0, np.abs(level), out=out, where=level**2 * n_kept > NO_SIGNAL**2 * power)
+        return out
+    rest = np.vecdot(work, work)
+    factor: Array = np.sqrt(np.divide(n_kept - 1, rest, out=out, where=rest > 0))
+    return factor
 
 
 def _project(work: Array, projection: Projection) -> Array:
