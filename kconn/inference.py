@@ -20,7 +20,7 @@ from dask.system import CPU_COUNT
 from kconn import schema
 from kconn.chunks import GIB
 from kconn.errors import DesignError, SchemaError
-from kconn.kernels import glm, multiple_testing, permutation, tails, tasks
+from kconn.kernels import glm, multiple_testing, permutation, tails, tallies, tasks, welch
 from kconn.kernels.blas import single_thread
 from kconn.kernels.permutation import Relabelling, Shuffling
 from kconn.observations import (
@@ -35,6 +35,7 @@ from kconn.observations import (
 
 Alternative = Literal["two-sided", "greater", "less"]
 Regression = glm.Regression
+Convention = Literal["kconn", "palm"]
 Rows = pd.DataFrame | pd.Series | xr.DataArray | npt.NDArray[np.generic]
 
 TAILS: Final = ("two-sided", "greater", "less")
@@ -52,9 +53,11 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     alternative: Alternative = "two-sided",
     exchangeability_blocks: Rows | None = None,
     sign_flip: bool | Literal["both"] = False,
+    variance_groups: Rows | None = None,
     regression: Regression = "freedman-lane",
     permutations: xr.DataArray | npt.NDArray[np.integer] | None = None,
     signs: xr.DataArray | npt.NDArray[np.integer] | None = None,
+    convention: Convention = "kconn",
     joint_fwe: bool = False,
     fdr: Literal["bh", "bky"] = "bh",
     tail: Literal["counts", "gpd"] = "counts",
@@ -89,11 +92,16 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     sign_flip
         True: flip signs instead of permuting (errors symmetric about zero); ``"both"``: permute and flip. A contrast
         whose tested columns are the same for all observations (a mean) cannot be permuted and is always flipped.
+    variance_groups
+        One label per observation; every group gets its own variance (v and G statistics, ``max_stat`` on z). This does
+        not restrict the exchange: observations of different groups are exchanged unless blocks forbid it.
     regression
-        How nuisance is dealt with, see `kconn.kernels.glm.plan_rows`.
+        How nuisance is dealt with, see `kconn.kernels.glm.plan_pooled`.
     permutations, signs
         Tables ``(n_perm, observation)`` to use instead of drawing, row 0 the identity: PALM's and MRtrix3's convention
         ``(P v)[i] = sign[i] v[permutation[i]]``, counting rows of ``data`` from 0.
+    convention
+        ``"kconn"``, or ``"palm"``: ``max_stat`` is on z, and v has a third of Welch's degrees of freedom.
     joint_fwe
         Add ``p_fwe_joint`` and ``p_fdr_joint``, corrected over all contrasts together: one table of relabellings for
         all, maxima over contrasts on the scale of z.
@@ -135,8 +143,9 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     """
     _check_choice("alternative", alternative, TAILS)
     _check_choice("regression", regression, get_args(Regression))
-    _check_choice("dtype", dtype, tuple(glm.TIE_RTOL))
+    _check_choice("dtype", dtype, tuple(tallies.TIE_RTOL))
     _check_choice("sign_flip", sign_flip, (True, False, "both"))
+    _check_choice("convention", convention, get_args(Convention))
     _check_choice("fdr", fdr, tuple(multiple_testing.FDR))
     _check_choice("tail", tail, ("counts", "gpd"))
     features = _read_features(data)
@@ -151,11 +160,20 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         permutations=None if permutations is None else join_permutations(permutations, observations),
         signs=None if signs is None else join_shufflings(signs, observations),
     )
-    tests = _plan_tests(contrasts, columns, matrix, exchange, regression=regression, joint=joint_fwe)
+    model = Model(
+        columns=columns,
+        matrix=matrix,
+        regression=regression,
+        variance_groups=_read_groups(variance_groups, observations, regression),
+        convention=convention,
+    )
+    tests = _plan_tests(contrasts, model, exchange, joint=joint_fwe)
 
     found = _run_tests(features, observations, tests, dtype=dtype, max_mem=max_mem)
 
-    correction = Correction(alternative=alternative, fdr=fdr, tail=tail, tie_rtol=glm.TIE_RTOL[dtype])
+    correction = Correction(
+        alternative=alternative, fdr=fdr, tail=tail, convention=convention, tie_rtol=tallies.TIE_RTOL[dtype]
+    )
     nulls = [_compare(test, result, correction) for test, result in zip(tests, found, strict=True)]
     results = [
         _read_result(test, result, null, correction) for test, result, null in zip(tests, found, nulls, strict=True)
@@ -168,11 +186,12 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         regression=regression,
         fdr=fdr,
         tail=tail,
+        convention=convention,
         ci_level=CI_LEVEL,
         dtype=dtype,
         n_perm=exchange.n_perm,
         seed=exchange.seed,
-        tie_rtol=glm.TIE_RTOL[dtype],
+        tie_rtol=tallies.TIE_RTOL[dtype],
         n_observation=observations.n_obs,
         n_feature=features.n_feature,
         n_missing=[int((result["excluded"] == 1).sum()) for result in results],
@@ -257,6 +276,40 @@ def _read_blocks(blocks: Rows | None, observations: Observations) -> permutation
     return permutation.exchange_tree(table if table.ndim == 1 or table.shape[1] > 1 else table[:, 0])
 
 
+def _read_groups(
+    groups: Rows | None, observations: Observations, regression: Regression
+) -> npt.NDArray[np.intp] | None:
+    if groups is None:
+        return None
+    if regression != "freedman-lane":
+        raise SchemaError(
+            "E-ARGUMENT", f"regression={regression!r} with variance_groups", rule="variance groups need freedman-lane"
+        )
+    labels = join_rows(groups, observations, what="variance_groups").reshape(observations.n_obs, -1)
+    if labels.shape[1] != 1 or pd.isna(labels).any():
+        raise DesignError(
+            "E-BLOCKS", f"variance_groups has {labels.shape[1]} column(s)", rule="one known label per observation"
+        )
+    return np.asarray(np.unique(labels[:, 0], return_inverse=True)[1], dtype=np.intp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The design in the canonical order of observations, and how it is fitted."""
+
+    columns: list[str]
+    matrix: npt.NDArray[np.float64]
+    regression: Regression
+    variance_groups: npt.NDArray[np.intp] | None
+    convention: Convention
+
+    def plan(self, partition: glm.Partition, shuffling: Shuffling) -> glm.Engine:
+        """Return the engine of one contrast."""
+        if self.variance_groups is None:
+            return glm.plan_pooled(partition, shuffling, self.regression)
+        return welch.plan_welch(partition, self.variance_groups, palm=self.convention == "palm")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """Which relabellings are asked for, in the canonical order of observations."""
@@ -276,50 +329,42 @@ class Test:
     __test__ = False  # no test class, whatever its name makes pytest think
 
     name: str
-    partition: glm.Partition
     shuffling: Shuffling
     kind: str
     note: str
-    rows: glm.Rows
+    engine: glm.Engine
 
     @property
-    def stat_kind(self) -> str:
-        """``t`` or ``F``."""
-        return "t" if self.partition.rank == 1 else "F"
+    def directed(self) -> bool:
+        """Whether the statistic has a sign."""
+        return self.engine.stat_kind in ("t", "v")
 
 
-def _plan_tests(
-    contrasts: Mapping[str, Any],
-    columns: list[str],
-    matrix: npt.NDArray[np.float64],
-    exchange: Exchange,
-    *,
-    regression: Regression,
-    joint: bool,
-) -> list[Test]:
-    weights = {name: _read_contrast(name, given, columns) for name, given in contrasts.items()}
+def _plan_tests(contrasts: Mapping[str, Any], model: Model, exchange: Exchange, *, joint: bool) -> list[Test]:
+    weights = {name: _read_contrast(name, given, model.columns) for name, given in contrasts.items()}
     if not weights:
         raise DesignError("E-CONTRAST", "there is no contrast", rule="at least one name with its weights")
     partitions = {}
     for name, contrast in weights.items():
         try:
-            partitions[name] = glm.split_design(matrix, contrast)
+            partitions[name] = glm.split_design(model.matrix, contrast)
         except DesignError as error:
             raise error.at(name) from error
     tested: dict[str, npt.NDArray[np.bool_]] = {}
     for name, contrast in weights.items():
         tested[name] = np.asarray(np.atleast_2d(contrast).any(axis=0))
-    own = {name: permutation.label_rows(matrix[:, columns]) for name, columns in tested.items()}
+    own = {name: permutation.label_rows(model.matrix[:, column]) for name, column in tested.items()}
     if joint:
         # One table for all: what any contrast tests decides which relabellings differ.
         tested = dict.fromkeys(tested, np.asarray(np.any(list(tested.values()), axis=0)))
     tests = []
     for name, partition in partitions.items():
         try:
-            shuffling, kind, note = _plan_shuffling(permutation.label_rows(matrix[:, tested[name]]), exchange)
+            labels = permutation.label_rows(model.matrix[:, tested[name]])
+            shuffling, kind, note = _plan_shuffling(labels, exchange)
+            engine = model.plan(partition, shuffling)
         except DesignError as error:
             raise error.at(name) from error
-        rows = glm.plan_rows(partition, shuffling, regression)
         if joint and kind == "permutations" and own[name].max() == own[name].min():
             raise DesignError(
                 "E-PERMUTATIONS",
@@ -328,7 +373,7 @@ def _plan_tests(
                 rule="with joint_fwe all contrasts share one table",
                 fix="test a mean in a call of its own, or with sign_flip=True",
             )
-        tests.append(Test(name=name, partition=partition, shuffling=shuffling, kind=kind, note=note, rows=rows))
+        tests.append(Test(name=name, shuffling=shuffling, kind=kind, note=note, engine=engine))
     return tests
 
 
@@ -389,7 +434,7 @@ class Found:
     """What a test has found over all features."""
 
     observed: glm.Observed
-    tally: glm.Tally
+    tally: tallies.Tally
 
 
 def _run_tests(
@@ -401,7 +446,7 @@ def _run_tests(
             n_obs=observations.n_obs,
             n_feature=features.n_feature,
             n_perm=test.shuffling.n_perm,
-            n_row=test.rows.n_row,
+            n_row=test.engine.n_row,
             dtype=dtype,
         )
         for test in tests
@@ -422,12 +467,10 @@ def _run_tests(
         graph = [
             [
                 (
-                    delayed(_observe, pure=False)(block, test.partition),
+                    delayed(_observe, pure=False)(block, test.engine),
                     delayed(_join_ranges, pure=False)(
                         [
-                            delayed(_tally, pure=False)(
-                                block, test.partition, test.rows, test.shuffling.part(start, stop), dtype
-                            )
+                            delayed(_tally, pure=False)(block, test.engine, test.shuffling.part(start, stop), dtype)
                             for start, stop in here
                         ]
                     ),
@@ -480,20 +523,18 @@ def _read_block(block: npt.NDArray[np.generic], order: npt.NDArray[np.intp]) -> 
     return np.ascontiguousarray(np.asarray(block)[order])
 
 
-def _observe(block: npt.NDArray[np.floating], partition: glm.Partition) -> glm.Observed:
+def _observe(block: npt.NDArray[np.floating], engine: glm.Engine) -> glm.Observed:
     with single_thread():
-        return glm.observe_blocks(block, partition)
+        return tallies.observe_blocks(block, engine)
 
 
-def _tally(
-    block: npt.NDArray[np.floating], partition: glm.Partition, rows: glm.Rows, part: Relabelling, dtype: str
-) -> glm.Tally:
+def _tally(block: npt.NDArray[np.floating], engine: glm.Engine, part: Relabelling, dtype: str) -> tallies.Tally:
     with single_thread():
-        return glm.tally(block, partition, rows, part, dtype)
+        return tallies.tally(block, engine, part, dtype)
 
 
-def _join_ranges(parts: list[glm.Tally]) -> glm.Tally:
-    return glm.Tally(
+def _join_ranges(parts: list[tallies.Tally]) -> tallies.Tally:
+    return tallies.Tally(
         highest=np.concatenate([part.highest for part in parts]),
         lowest=np.concatenate([part.lowest for part in parts]),
         n_above=np.sum([part.n_above for part in parts], axis=0),
@@ -503,15 +544,15 @@ def _join_ranges(parts: list[glm.Tally]) -> glm.Tally:
 
 
 def _join_features(parts: list[Found]) -> Found:
-    tallies = [part.tally for part in parts]
+    found = [part.tally for part in parts]
     return Found(
         observed=glm.join_observed([part.observed for part in parts]),
-        tally=glm.Tally(
-            highest=np.max([part.highest for part in tallies], axis=0),
-            lowest=np.min([part.lowest for part in tallies], axis=0),
-            n_above=np.concatenate([part.n_above for part in tallies]),
-            n_below=np.concatenate([part.n_below for part in tallies]),
-            n_beyond=np.concatenate([part.n_beyond for part in tallies]),
+        tally=tallies.Tally(
+            highest=np.max([part.highest for part in found], axis=0),
+            lowest=np.min([part.lowest for part in found], axis=0),
+            n_above=np.concatenate([part.n_above for part in found]),
+            n_below=np.concatenate([part.n_below for part in found]),
+            n_beyond=np.concatenate([part.n_beyond for part in found]),
         ),
     )
 
@@ -523,6 +564,7 @@ class Correction:
     alternative: Alternative
     fdr: str
     tail: str
+    convention: Convention
     tie_rtol: float
 
 
@@ -549,16 +591,18 @@ def _compare(test: Test, found: Found, correction: Correction) -> dict[str, Null
             where=test.name,
             rule="at least one feature varies and is known for every observation",
         )
-    above, below, beyond = glm.bounds(observed.u, dof=test.partition.dof, tie_rtol=correction.tie_rtol)
-    highest = np.concatenate([[np.nanmax(observed.u)], tally.highest])
-    lowest = np.concatenate([[np.nanmin(observed.u)], tally.lowest])
-    greater = Null(counts=1 + tally.n_above, highest=highest, limits=above)
-    if test.stat_kind == "F":
+    limits = test.engine.limits(observed.compared, correction.tie_rtol)
+    highest = np.concatenate([[np.nanmax(observed.compared)], tally.highest])
+    lowest = np.concatenate([[np.nanmin(observed.compared)], tally.lowest])
+    greater = Null(counts=1 + tally.n_above, highest=highest, limits=limits.above.astype(np.float64))
+    if not test.directed:
         return {"two-sided": greater, "greater": greater}
     return {
-        "two-sided": Null(counts=1 + tally.n_beyond, highest=np.maximum(highest, -lowest), limits=beyond),
+        "two-sided": Null(
+            counts=1 + tally.n_beyond, highest=np.maximum(highest, -lowest), limits=limits.beyond.astype(np.float64)
+        ),
         "greater": greater,
-        "less": Null(counts=1 + tally.n_below, highest=-lowest, limits=-below),
+        "less": Null(counts=1 + tally.n_below, highest=-lowest, limits=-limits.below.astype(np.float64)),
     }
 
 
@@ -566,7 +610,7 @@ def _read_result(
     test: Test, found: Found, nulls: dict[str, Null], correction: Correction
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the numbers of one contrast: per feature, per tail and feature, or per permutation."""
-    observed, partition, n_perm = found.observed, test.partition, test.shuffling.n_perm
+    observed, n_perm = found.observed, test.shuffling.n_perm
     tested = observed.excluded == 0
     missing = np.where(tested, 0.0, np.nan)
     p_unc = np.full((len(TAILS), tested.size), np.nan)
@@ -577,16 +621,16 @@ def _read_result(
         p_unc[TAILS.index(tail)] = null.counts / n_perm + missing
         p_fwe[TAILS.index(tail)] = _correct(fwe_counts[tail] / n_perm, null, test, correction)
 
+    to_scale = test.engine.to_z if correction.convention == "palm" else test.engine.to_stat
     shown = _shown(test, correction)
     i_shown = TAILS.index(shown)
-    rank, dof = partition.rank, partition.dof
     return {
         "effect": observed.effect,
         "stat": observed.stat,
-        "dof": dof + missing,
-        "zstat": glm.t_to_z(observed.stat, dof) if rank == 1 else glm.f_to_z(observed.stat, rank, dof),
+        "dof": observed.dof,
+        "zstat": observed.zstat,
         "cohen_d": observed.cohen_d,
-        "partial_r": observed.u if rank == 1 else np.sqrt(observed.u),
+        "partial_r": observed.partial_r,
         "p_unc": p_unc[i_shown],
         "p_fwe": p_fwe[i_shown],
         "p_fdr": multiple_testing.FDR[correction.fdr](p_unc[i_shown]),
@@ -595,18 +639,18 @@ def _read_result(
         "p_unc_ci": _limits(missing + nulls[shown].counts, test),
         "p_fwe_ci": _limits(fwe_counts[shown], test),
         "excluded": observed.excluded,
-        "max_stat": glm.statistic_of_u(nulls[shown].highest, rank=rank, dof=dof),
+        "max_stat": to_scale(nulls[shown].highest),
     }
 
 
 def _shown(test: Test, correction: Correction) -> str:
-    return "two-sided" if test.stat_kind == "F" else correction.alternative
+    return "two-sided" if not test.directed else correction.alternative
 
 
 def _correct(p: npt.NDArray[np.float64], null: Null, test: Test, correction: Correction) -> npt.NDArray[np.float64]:
     if correction.tail == "counts":
         return p
-    return tails.refine_p_values(p, _to_z(test, null.limits), _to_z(test, null.highest))
+    return tails.refine_p_values(p, test.engine.to_z(null.limits), test.engine.to_z(null.highest))
 
 
 def _limits(counts: npt.NDArray[np.float64], test: Test) -> npt.NDArray[np.float64]:
@@ -615,21 +659,16 @@ def _limits(counts: npt.NDArray[np.float64], test: Test) -> npt.NDArray[np.float
     return np.stack(multiple_testing.binomial_limits(counts, test.shuffling.n_perm, level=CI_LEVEL))
 
 
-def _to_z(test: Test, u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    rank, dof = test.partition.rank, test.partition.dof
-    stat = glm.statistic_of_u(u, rank=rank, dof=dof)
-    return glm.t_to_z(stat, dof) if rank == 1 else glm.f_to_z(stat, rank, dof)
-
-
 def _correct_jointly(
     results: list[dict[str, npt.NDArray[Any]]], tests: list[Test], nulls: list[dict[str, Null]], correction: Correction
 ) -> None:
     """Add p-values corrected over contrasts as well: the maximum is taken over all of them, as z."""
     chosen = [null[_shown(test, correction)] for test, null in zip(tests, nulls, strict=True)]
-    to_z = _to_z
-    if correction.alternative == "two-sided":
-        # |t| becomes t^2, an F with one numerator degree of freedom: then t and F contrasts have the same kind of tail.
-        to_z = _to_two_sided_z
+
+    def to_z(test: Test, compared: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        z = test.engine.to_z(compared)
+        return glm.fold_z(z) if test.directed and correction.alternative == "two-sided" else z
+
     highest = np.max([to_z(test, null.highest) for test, null in zip(tests, chosen, strict=True)], axis=0)
     stacked = np.stack([result["p_unc"] for result in results])
     fdr = multiple_testing.FDR[correction.fdr](stacked)
@@ -639,14 +678,6 @@ def _correct_jointly(
         p = np.where(np.isnan(limits), np.nan, p)
         result["p_fwe_joint"] = p if correction.tail == "counts" else tails.refine_p_values(p, limits, highest)
         result["p_fdr_joint"] = fdr[i_test]
-
-
-def _to_two_sided_z(test: Test, u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    if test.partition.rank > 1:
-        return _to_z(test, u)
-    # The limit of an observed statistic near zero may lie below zero by the width of a tie.
-    stat = glm.statistic_of_u(np.maximum(u, 0), rank=1, dof=test.partition.dof)
-    return glm.f_to_z(stat**2, 1, test.partition.dof)
 
 
 def _label_results(
@@ -668,7 +699,7 @@ def _label_results(
             variables[name] = (("contrast", *dims), np.stack([r[name].reshape(shape) for r in results]))
     variables |= _label_tables(tests, n_perm, observations.n_obs)
     along = {
-        "stat_kind": [test.stat_kind for test in tests],
+        "stat_kind": [test.engine.stat_kind for test in tests],
         "shuffling": [test.kind for test in tests],
         "n_permutations": [test.shuffling.n_perm for test in tests],
         "n_distinct": [float(test.shuffling.n_distinct) for test in tests],

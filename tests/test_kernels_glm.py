@@ -6,7 +6,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from kconn.errors import DesignError, ResourceError
-from kconn.kernels import glm, tasks
+from kconn.kernels import glm, tallies, tasks
 from kconn.kernels.blas import single_thread
 from kconn.kernels.permutation import plan_shuffling
 
@@ -43,7 +43,7 @@ def test_observe__t_equals_statsmodels(design, values):
         np.testing.assert_allclose(seen.effect[j], test.effect.item(), rtol=1e-9)
         np.testing.assert_allclose(seen.cohen_d[j], test.effect.item() / np.sqrt(fit.mse_resid), rtol=1e-9)
         partial_r = test.tvalue.item() / np.sqrt(test.tvalue.item() ** 2 + fit.df_resid)
-        np.testing.assert_allclose(seen.u[j], partial_r, rtol=1e-9)
+        np.testing.assert_allclose(seen.partial_r[j], partial_r, rtol=1e-9)
 
 
 def test_observe__f_equals_statsmodels(design, values):
@@ -152,13 +152,13 @@ def refit(y, design, contrast, permutation, regression):
 def test_tally__equals_a_refit_of_every_relabelling(design, values, contrast, regression):
     partition = glm.split_design(design, contrast)
     shuffling = plan_shuffling(np.arange(N_OBS) % 3, n_perm=80, seed=4)
-    rows = glm.plan_rows(partition, shuffling, regression)
+    rows = glm.plan_pooled(partition, shuffling, regression)
     with single_thread():
-        found = glm.tally(values, partition, rows, shuffling.part(1, 80), "float64")
+        found = tallies.tally(values, rows, shuffling.part(1, 80), "float64")
     stat = np.array(
         [[refit(y, design, contrast, p, regression) for y in values.T[:6]] for p in shuffling.permutations[1:]]
     )
-    few = glm.tally(values[:, :6], partition, rows, shuffling.part(1, 80), "float64")
+    few = tallies.tally(values[:, :6], rows, shuffling.part(1, 80), "float64")
     rank, dof = partition.rank, partition.dof
     np.testing.assert_allclose(glm.statistic_of_u(few.highest, rank=rank, dof=dof), stat.max(axis=1), rtol=1e-7)
     observed = glm.observe(values[:, :6], partition).stat
@@ -170,33 +170,32 @@ def test_tally__equals_a_refit_of_every_relabelling(design, values, contrast, re
         np.testing.assert_array_equal(few.n_beyond, (np.abs(stat) >= np.abs(observed)).sum(axis=0))
 
 
-def test_plan_rows__leaves_out_what_no_relabelling_changes(design):
+def test_plan_pooled__leaves_out_what_no_relabelling_changes(design):
     partition = glm.split_design(design, T)
     shuffling = plan_shuffling(np.arange(N_OBS) % 3, n_perm=80, seed=4)
-    assert glm.plan_rows(partition, shuffling, "freedman-lane").n_row == 1 + 4 - 1
+    assert glm.plan_pooled(partition, shuffling, "freedman-lane").n_row == 1 + 4 - 1
     flips = plan_shuffling(np.arange(N_OBS), n_perm=80, seed=4, kind="sign-flips")
-    assert glm.plan_rows(partition, flips, "freedman-lane").n_row == 1 + 4
+    assert glm.plan_pooled(partition, flips, "freedman-lane").n_row == 1 + 4
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_tally__bits_do_not_depend_on_the_cut(design, dtype):
-    values = np.random.default_rng(3).normal(size=(N_OBS, 2 * glm.FEATURE_BLOCK + 77))
+    values = np.random.default_rng(3).normal(size=(N_OBS, 2 * tallies.FEATURE_BLOCK + 77))
     partition = glm.split_design(design, T)
     shuffling = plan_shuffling(np.arange(N_OBS) % 3, n_perm=400, seed=4)
-    rows = glm.plan_rows(partition, shuffling, "freedman-lane")
-    n_block = glm.plan_permutation_block(rows.n_row)
+    rows = glm.plan_pooled(partition, shuffling, "freedman-lane")
+    n_block = tallies.plan_permutation_block(rows.n_row)
     with single_thread():
-        whole = glm.tally(values, partition, rows, shuffling.part(1, 400), dtype)
+        whole = tallies.tally(values, rows, shuffling.part(1, 400), dtype)
         cut = [
-            glm.tally(
-                values[:, first : first + glm.FEATURE_BLOCK],
-                partition,
+            tallies.tally(
+                values[:, first : first + tallies.FEATURE_BLOCK],
                 rows,
                 shuffling.part(1 + start, min(1 + start + n_block, 400)),
                 dtype,
             )
             for start in range(0, 399, n_block)
-            for first in range(0, values.shape[1], glm.FEATURE_BLOCK)
+            for first in range(0, values.shape[1], tallies.FEATURE_BLOCK)
         ]
     parts = [cut[i : i + 3] for i in range(0, len(cut), 3)]
     highest = np.concatenate([np.max([tally.highest for tally in row], axis=0) for row in parts])
@@ -210,7 +209,7 @@ def test_plan_features__whole_blocks_within_the_budget():
     ranges = tasks.plan_features(problem, max_mem=2**30)
     assert ranges[0][0] == 0
     assert ranges[-1][1] == 1_000_000
-    assert all(start % glm.FEATURE_BLOCK == 0 for start, _ in ranges)
+    assert all(start % tallies.FEATURE_BLOCK == 0 for start, _ in ranges)
     assert all(left[1] == right[0] for left, right in pairwise(ranges))
     assert (ranges[0][1] - ranges[0][0]) * 1000 * 8 < 2**30 / 4
     with pytest.raises(ResourceError, match="E-MEM"):
@@ -224,7 +223,7 @@ def test_plan_permutations__tasks_are_long_enough(n_feature, n_thread):
     assert ranges[0][0] == 1
     assert ranges[-1][1] == 5000
     assert all(left[1] == right[0] for left, right in pairwise(ranges))
-    n_block = glm.plan_permutation_block(3)
+    n_block = tallies.plan_permutation_block(3)
     assert all((start - 1) % n_block == 0 for start, _ in ranges)
     if len(ranges) > 1:
         assert problem.flops / len(ranges) >= 0.7 * tasks.TASK_FLOPS["float64"]

@@ -11,8 +11,8 @@ counts are taken there. P moves the rows of ``[Qx Qz]``, never the data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, fields
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +24,12 @@ from kconn.kernels.permutation import Relabelling, Shuffling, exchanged_sets
 
 Array = npt.NDArray[np.floating]
 FloatArray = npt.NDArray[np.float64]
-CountArray = npt.NDArray[np.int64]
 Regression = Literal["freedman-lane", "dekker", "draper-stoneman", "ter-braak", "manly"]
 
-#: Features computed together: the canonical grid of every test. A task holds whole blocks, whatever its size.
-FEATURE_BLOCK: Final = 1024
-#: Rows of one product, relabellings by rows each: keeps the product in a core's second-level cache.
-PRODUCT_ROWS: Final = 192
 #: A singular value this far below the largest is zero.
 RANK_RTOL: Final = 1e-10
 #: A residual this small against its data is rounding: the feature does not vary beyond the nuisance.
 CONSTANT_RTOL: Final = 1e-11
-#: Statistics closer than this, relative to max(|u|, 1 / sqrt(dof)), are ties.
-TIE_RTOL: Final[dict[str, float]] = {"float64": 1e-9, "float32": 1e-5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,22 +145,24 @@ def regress_out(values: FloatArray, basis: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What the data say before any relabelling, one number per feature.
+    """What the data say before any relabelling, one number per feature, NaN where ``excluded``.
 
-    ``effect`` is NaN for F contrasts; ``stat`` is t or F; ``u`` is the partial correlation (t) or its square summed
-    over the tested directions (F), the scale on which relabellings are compared; ``excluded`` is 0 for a tested
-    feature, 1 for one with missing values, 2 for one that does not vary beyond the nuisance.
+    ``effect`` and ``cohen_d`` are NaN for F contrasts. ``compared`` is what relabellings are compared on. ``excluded``
+    is 0 for a tested feature, 1 for one with missing values, 2 for one that does not vary beyond the nuisance.
     """
 
     effect: FloatArray
     stat: FloatArray
-    u: FloatArray
+    dof: FloatArray
+    zstat: FloatArray
+    compared: FloatArray
     cohen_d: FloatArray
+    partial_r: FloatArray
     excluded: npt.NDArray[np.int8]
 
 
 def observe(values: Array, partition: Partition) -> Observed:
-    """Fit one block of features ``(n_obs, n_feature)`` in float64."""
+    """Fit one block of features ``(n_obs, n_feature)`` in float64, one variance for all observations."""
     data = np.ascontiguousarray(values, dtype=np.float64)
     excluded = np.zeros(data.shape[1], dtype=np.int8)
     excluded[~np.isfinite(data).all(axis=0)] = 1
@@ -176,37 +171,30 @@ def observe(values: Array, partition: Partition) -> Observed:
     norm = np.linalg.norm(residual, axis=0)
     excluded[(excluded == 0) & (norm <= CONSTANT_RTOL * np.linalg.norm(data, axis=0))] = 2
 
+    rank, dof = partition.rank, partition.dof
     with np.errstate(divide="ignore", invalid="ignore"):
         u = _combine(partition.tested.T @ (residual / norm))
         # The error sum of squares comes from its own residual, not from 1 - u^2, which cancels when the fit is close.
         error = np.linalg.norm(regress_out(residual, partition.tested), axis=0) / norm
         stat = _statistic(u, error, partition)
-        effect = partition.weights[0] @ data if partition.rank == 1 else np.full(norm.shape, np.nan)
-        cohen_d = stat * partition.scale if partition.rank == 1 else np.full(norm.shape, np.nan)
-    tested = excluded == 0
+    nothing = np.full(norm.shape, np.nan)
+    missing = np.where(excluded == 0, 0.0, np.nan)
     return Observed(
-        effect=np.where(tested, effect, np.nan),
-        stat=np.where(tested, stat, np.nan),
-        u=np.where(tested, u, np.nan),
-        cohen_d=np.where(tested, cohen_d, np.nan),
+        effect=missing + (partition.weights[0] @ data if rank == 1 else nothing),
+        stat=missing + stat,
+        dof=missing + dof,
+        zstat=missing + (t_to_z(stat, dof) if rank == 1 else f_to_z(stat, rank, dof)),
+        compared=missing + u,
+        cohen_d=missing + (stat * partition.scale if rank == 1 else nothing),
+        partial_r=missing + (u if rank == 1 else np.sqrt(u)),
         excluded=excluded,
     )
-
-
-def observe_blocks(values: Array, partition: Partition) -> Observed:
-    """Fit features ``(n_obs, n_feature)``, one canonical block after the other."""
-    starts = range(0, values.shape[1], FEATURE_BLOCK)
-    return join_observed([observe(values[:, start : start + FEATURE_BLOCK], partition) for start in starts])
 
 
 def join_observed(parts: list[Observed]) -> Observed:
     """Return blocks of features as one."""
     return Observed(
-        effect=np.concatenate([part.effect for part in parts]),
-        stat=np.concatenate([part.stat for part in parts]),
-        u=np.concatenate([part.u for part in parts]),
-        cohen_d=np.concatenate([part.cohen_d for part in parts]),
-        excluded=np.concatenate([part.excluded for part in parts]),
+        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Observed)}
     )
 
 
@@ -256,9 +244,70 @@ def f_to_z(f: FloatArray, rank: int, dof: npt.ArrayLike) -> FloatArray:
         return np.asarray(np.where(upper < 0.5, -special.ndtri(upper), special.ndtri(lower)))
 
 
+def fold_z(z: FloatArray) -> FloatArray:
+    """Return the normal deviate whose upper tail is twice that of ``z``: the size of a two-sided statistic."""
+    # A limit near zero may lie below it by the width of a tie.
+    return np.asarray(-special.ndtri_exp(np.minimum(special.log_ndtr(-np.maximum(z, 0)) + np.log(2), 0)))
+
+
+class Engine(Protocol):
+    """What carries out a test: how the data are prepared, what is relabelled, and on which scale results compare."""
+
+    @property
+    def stat_kind(self) -> str:
+        """``t``, ``F``, ``v`` or ``G``."""
+
+    @property
+    def n_row(self) -> int:
+        """Rows of the product for one relabelling."""
+
+    def observe(self, values: Array) -> Observed:
+        """Fit ``(n_obs, n_feature)`` as observed."""
+
+    def prepare(self, data: FloatArray) -> FloatArray:
+        """Return what a relabelling multiplies, ``(n_obs, n_feature)``, from finite data that vary."""
+
+    def build(self, part: Relabelling) -> FloatArray:
+        """Return the rows ``(n_row, n, n_obs)`` of n relabellings."""
+
+    def compare(self, rows: Array, e: Array) -> Array:
+        """Return the compared statistic ``(n, n_feature)`` of n relabellings."""
+
+    def tally(self, rows: Array, e: Array, limits: Limits, counts: npt.NDArray[np.int32]) -> tuple[Array, Array]:
+        """Add to ``counts (3, n_feature)`` and return the highest and lowest statistic of each relabelling."""
+
+    def limits(self, compared: FloatArray, tie_rtol: float) -> Limits:
+        """Return where a relabelling counts as at least as extreme as the observed value, ties included."""
+
+    def to_stat(self, compared: FloatArray) -> FloatArray:
+        """Return the statistic that ``max_stat`` reports."""
+
+    def to_z(self, compared: FloatArray) -> FloatArray:
+        """Return the normal deviate with the same upper tail."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """How a regression method turns a relabelling into the rows of the product.
+class Limits:
+    """Bounds per feature: a value counts if ``>= above``, ``<= below`` or, in size, ``>= beyond``."""
+
+    above: Array
+    below: Array
+    beyond: Array
+
+    def cast(self, dtype: str) -> Limits:
+        """Return the same bounds in another precision."""
+        return Limits(above=self.above.astype(dtype), below=self.below.astype(dtype), beyond=self.beyond.astype(dtype))
+
+
+def limit(compared: FloatArray, *, unit: float, tie_rtol: float) -> Limits:
+    """Return bounds that lie ``tie_rtol * max(|value|, unit)`` on the near side of each value."""
+    slack = tie_rtol * np.maximum(np.abs(compared), unit)
+    return Limits(above=compared - slack, below=compared + slack, beyond=np.abs(compared) - slack)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledVariance:
+    """t and F: one variance for all observations. Relabellings are compared on u or v.
 
     The columns of ``vectors (n_obs, k)`` are relabelled: r of the tested part first, then nuisance vectors whose
     squared products are taken from 1. ``removed (n_obs, m)`` is regressed out of the data first. With ``cleaned
@@ -266,24 +315,73 @@ class Rows:
     nothing is taken from 1.
     """
 
+    partition: Partition
     vectors: FloatArray
-    rank: int
     removed: FloatArray
     cleaned: FloatArray | None = None
+
+    @property
+    def stat_kind(self) -> str:
+        """``t`` or ``F``."""
+        return "t" if self.partition.rank == 1 else "F"
 
     @property
     def n_row(self) -> int:
         """Rows of the product for one relabelling."""
         return int(self.vectors.shape[1])
 
+    def observe(self, values: Array) -> Observed:
+        """Fit ``(n_obs, n_feature)`` as observed."""
+        return observe(values, self.partition)
+
+    def prepare(self, data: FloatArray) -> FloatArray:
+        """Return residuals ``(n_obs, n_feature)`` of norm 1."""
+        e = regress_out(data, self.removed)
+        norm = np.linalg.norm(e, axis=0)
+        # A feature that the full model fits perfectly has no residual for ter-braak: its null statistic is 0.
+        return np.asarray(e / np.where(norm > 0, norm, 1.0))
+
     def build(self, part: Relabelling) -> FloatArray:
-        """Return the rows ``(k, n, n_obs)`` of n relabellings."""
+        """Return the rows ``(n_row, n, n_obs)`` of n relabellings."""
         rows = part.apply(self.vectors)
         return rows if self.cleaned is None else _whiten(rows, self.cleaned)
 
+    def compare(self, rows: Array, e: Array) -> Array:
+        """Return u or v ``(n, n_feature)`` of n relabellings."""
+        out = np.empty((rows.shape[1], e.shape[1]), dtype=e.dtype)
+        _compare(_product(rows, e), self.partition.rank, out)
+        return out
 
-def plan_rows(partition: Partition, shuffling: Shuffling, regression: Regression) -> Rows:
-    """Return the rows that carry out a regression method.
+    def tally(self, rows: Array, e: Array, limits: Limits, counts: npt.NDArray[np.int32]) -> tuple[Array, Array]:
+        """Add to ``counts (3, n_feature)`` and return the highest and lowest u or v of each relabelling."""
+        ends = np.empty((2, rows.shape[1]), dtype=e.dtype)
+        scratch = np.empty(e.shape[1], dtype=e.dtype)
+        product = _product(rows, e)
+        _tally(product, self.partition.rank, scratch, limits.above, limits.below, limits.beyond, ends, counts)
+        return ends[0], ends[1]
+
+    def limits(self, compared: FloatArray, tie_rtol: float) -> Limits:
+        """Return bounds; the unit is the standard deviation of u under the null."""
+        return limit(compared, unit=1 / np.sqrt(self.partition.dof + 1), tie_rtol=tie_rtol)
+
+    def to_stat(self, compared: FloatArray) -> FloatArray:
+        """Return t or F of u or v."""
+        return statistic_of_u(compared, rank=self.partition.rank, dof=self.partition.dof)
+
+    def to_z(self, compared: FloatArray) -> FloatArray:
+        """Return the normal deviate with the same upper tail as t or F."""
+        rank, dof = self.partition.rank, self.partition.dof
+        stat = self.to_stat(compared)
+        return t_to_z(stat, dof) if rank == 1 else f_to_z(stat, rank, dof)
+
+
+def _product(rows: Array, e: Array) -> Array:
+    n_row, n_perm, n_obs = rows.shape
+    return np.asarray((rows.reshape(n_row * n_perm, n_obs) @ e).reshape(n_row, n_perm, e.shape[1]))
+
+
+def plan_pooled(partition: Partition, shuffling: Shuffling, regression: Regression) -> PooledVariance:
+    """Return what carries out a regression method.
 
     * ``freedman-lane`` permutes the residuals of the nuisance model and refits (Freedman and Lane 1983).
     * ``dekker`` and ``draper-stoneman`` permute the tested part, with the nuisance regressed out of it again. They
@@ -297,9 +395,9 @@ def plan_rows(partition: Partition, shuffling: Shuffling, regression: Regression
     Winkler et al. 2014, doi:10.1016/j.neuroimage.2014.01.060, table 2.
     """
     if regression in ("dekker", "draper-stoneman"):
-        return Rows(
+        return PooledVariance(
+            partition=partition,
             vectors=partition.tested,
-            rank=partition.rank,
             removed=partition.nuisance,
             cleaned=partition.nuisance,
         )
@@ -309,7 +407,7 @@ def plan_rows(partition: Partition, shuffling: Shuffling, regression: Regression
         "ter-braak": np.column_stack([partition.tested, partition.nuisance]),
         "manly": fixed,
     }[regression]
-    return Rows(vectors=np.column_stack([partition.tested, moved]), rank=partition.rank, removed=removed)
+    return PooledVariance(partition=partition, vectors=np.column_stack([partition.tested, moved]), removed=removed)
 
 
 def _split_invariant(nuisance: FloatArray, shuffling: Shuffling) -> tuple[FloatArray, FloatArray]:
@@ -341,160 +439,49 @@ def _whiten(rows: FloatArray, nuisance: FloatArray) -> FloatArray:
     return np.moveaxis(moved, 1, 0)
 
 
-def plan_permutation_block(n_row: int) -> int:
-    """Return how many relabellings are computed together: the canonical grid along permutations."""
-    return max(4, min(64, PRODUCT_ROWS // n_row))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """What a range of relabellings found for a range of features.
-
-    ``highest`` and ``lowest (n_perm,)``: extremes of u over the features; ``n_above``, ``n_below``, ``n_beyond
-    (n_feature,)``: how many relabellings had u >= observed, u <= observed, |u| >= |observed|.
-    """
-
-    highest: FloatArray
-    lowest: FloatArray
-    n_above: CountArray
-    n_below: CountArray
-    n_beyond: CountArray
-
-
-def tally(values: Array, partition: Partition, rows: Rows, part: Relabelling, dtype: str) -> Tally:
-    """Compare some relabellings with the observed statistic.
-
-    Parameters
-    ----------
-    values
-        ``(n_obs, n_feature)``; the first feature lies on the canonical grid (a multiple of `FEATURE_BLOCK`).
-    partition, rows
-        The contrast, and what is relabelled.
-    part
-        Rows of the table from 1 plus a multiple of `plan_permutation_block` on. Row 0, the identity, is the observed
-        data and is not computed again.
-    dtype
-        ``"float64"`` or ``"float32"``: precision of the product. The observed statistic is always float64.
-
-    Notes
-    -----
-    The bits of the result do not depend on how features and relabellings are cut into calls: each product has the same
-    operands whichever call makes it. Call it with BLAS on one thread.
-    """
-    n_perm = len(part.permutations)
-    n_block = plan_permutation_block(rows.n_row)
-    operands = []
-    for first in range(0, n_perm, n_block):
-        here = slice(first, first + n_block)
-        signs = None if part.signs is None else part.signs[here]
-        block = Relabelling(permutations=part.permutations[here], signs=signs)
-        operands.append(np.ascontiguousarray(rows.build(block), dtype=dtype))
-    out = Tally(
-        highest=np.full(n_perm, -np.inf),
-        lowest=np.full(n_perm, np.inf),
-        n_above=np.zeros(values.shape[1], dtype=np.int64),
-        n_below=np.zeros(values.shape[1], dtype=np.int64),
-        n_beyond=np.zeros(values.shape[1], dtype=np.int64),
-    )
-    for first in range(0, values.shape[1], FEATURE_BLOCK):
-        data = np.ascontiguousarray(values[:, first : first + FEATURE_BLOCK], dtype=np.float64)
-        _tally_block(data, partition, rows, operands, out, first, dtype)
-    return out
-
-
-def _tally_block(
-    block: FloatArray,
-    partition: Partition,
-    rows: Rows,
-    operands: list[Array],
-    out: Tally,
-    first: int,
-    dtype: str,
-) -> None:
-    seen = observe(block, partition)
-    kept = np.flatnonzero(seen.excluded == 0)
-    if kept.size == 0:
-        return
-    e = regress_out(np.ascontiguousarray(block[:, kept]), rows.removed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # A feature that the full model fits perfectly has no residual for ter-braak: its null statistic is 0.
-        e = np.nan_to_num(e / np.linalg.norm(e, axis=0)).astype(dtype)
-    above, below, beyond = (
-        bound.astype(dtype) for bound in bounds(seen.u[kept], dof=partition.dof, tie_rtol=TIE_RTOL[dtype])
-    )
-    counts = np.zeros((3, kept.size), dtype=np.int32)
-    ends = np.empty((2, max(len(part[0]) for part in operands)), dtype=dtype)
-    scratch = np.empty(kept.size, dtype=dtype)
-    i_perm = 0
-    for part in operands:
-        n_row, n_perm, n_obs = part.shape
-        product = (part.reshape(n_row * n_perm, n_obs) @ e).reshape(n_row, n_perm, kept.size)
-        reduce_block = _reduce_t if rows.rank == 1 else _reduce_f
-        reduce_block(product, rows.rank, scratch, above, below, beyond, ends, counts)
-        here = slice(i_perm, i_perm + n_perm)
-        np.maximum(out.highest[here], ends[0, :n_perm], out=out.highest[here])
-        np.minimum(out.lowest[here], ends[1, :n_perm], out=out.lowest[here])
-        i_perm += n_perm
-    out.n_above[first + kept] += counts[0]
-    out.n_below[first + kept] += counts[1]
-    out.n_beyond[first + kept] += counts[2]
-
-
-def bounds(u: FloatArray, *, dof: int, tie_rtol: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return where a permuted u counts as at least, at most or, in size, at least the observed one, ties included."""
-    slack = tie_rtol * np.maximum(np.abs(u), 1 / np.sqrt(dof + 1))
-    return u - slack, u + slack, np.abs(u) - slack
-
-
 # Only flags that change no bit of a finite result: no reassociation, no contraction. They let LLVM vectorise max.
 _FLAGS: Final = {"nnan", "ninf", "nsz"}
 
 
 @njit(cache=True, nogil=True, fastmath=_FLAGS)
-def _reduce_t(product, rank, u, above, below, beyond, ends, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913, PLR0917, ARG001 - compiled
-    n_row, n_perm, n_feature = product.shape
-    for i_perm in range(n_perm):
+def _compare_one(product, rank, i_perm, u):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - compiled
+    n_row, _, n_feature = product.shape
+    # The floor keeps a relabelling that the nuisance explains fully from dividing zero by zero.
+    floor = u.dtype.type(1e-12)
+    for j in range(n_feature):
+        u[j] = 1
+    for k in range(rank, n_row):
         for j in range(n_feature):
-            u[j] = 1
-        for k in range(1, n_row):
-            for j in range(n_feature):
-                u[j] -= product[k, i_perm, j] * product[k, i_perm, j]
+            u[j] -= product[k, i_perm, j] * product[k, i_perm, j]
+    if rank == 1:
         for j in range(n_feature):
-            # The floor keeps a relabelling that the nuisance explains fully from dividing zero by zero.
-            u[j] = product[0, i_perm, j] / np.sqrt(max(u[j], u.dtype.type(1e-12)))
+            u[j] = product[0, i_perm, j] / np.sqrt(max(u[j], floor))
+        return
+    for j in range(n_feature):
+        total = product[0, i_perm, j] * product[0, i_perm, j]
+        for k in range(1, rank):
+            total += product[k, i_perm, j] * product[k, i_perm, j]
+        u[j] = total / max(u[j], floor)
+
+
+@njit(cache=True, nogil=True, fastmath=_FLAGS)
+def _compare(product, rank, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - compiled
+    for i_perm in range(product.shape[1]):
+        _compare_one(product, rank, i_perm, out[i_perm])
+
+
+@njit(cache=True, nogil=True, fastmath=_FLAGS)
+def _tally(product, rank, u, above, below, beyond, ends, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913, PLR0917 - compiled
+    for i_perm in range(product.shape[1]):
+        _compare_one(product, rank, i_perm, u)
         highest = u[0]
         lowest = u[0]
-        for j in range(n_feature):
+        for j in range(u.size):
             highest = max(highest, u[j])
             lowest = min(lowest, u[j])
-        for j in range(n_feature):
+        for j in range(u.size):
             counts[0, j] += u[j] >= above[j]
             counts[1, j] += u[j] <= below[j]
             counts[2, j] += abs(u[j]) >= beyond[j]
         ends[0, i_perm] = highest
         ends[1, i_perm] = lowest
-
-
-@njit(cache=True, nogil=True, fastmath=_FLAGS)
-def _reduce_f(product, rank, v, above, below, beyond, ends, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913, PLR0917, ARG001 - compiled
-    n_row, n_perm, n_feature = product.shape
-    left = np.empty_like(v)
-    for i_perm in range(n_perm):
-        for j in range(n_feature):
-            v[j] = 0
-            left[j] = 1
-        for k in range(rank):
-            for j in range(n_feature):
-                v[j] += product[k, i_perm, j] * product[k, i_perm, j]
-        for k in range(rank, n_row):
-            for j in range(n_feature):
-                left[j] -= product[k, i_perm, j] * product[k, i_perm, j]
-        for j in range(n_feature):
-            v[j] /= max(left[j], v.dtype.type(1e-12))
-        highest = v[0]
-        for j in range(n_feature):
-            highest = max(highest, v[j])
-        for j in range(n_feature):
-            counts[0, j] += v[j] >= above[j]
-        ends[0, i_perm] = highest
-        ends[1, i_perm] = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kconn.errors import ResourceError
-from kconn.kernels.glm import FEATURE_BLOCK, plan_permutation_block
+from kconn.kernels.tallies import FEATURE_BLOCK, plan_permutation_block
 
 Range = tuple[int, int]
 

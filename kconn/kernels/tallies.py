@@ -1,0 +1,114 @@
+"""Relabelled statistics of many features, block by block on one grid: extremes and counts, or whole maps.
+
+No bit of a result depends on how features and relabellings are cut into calls: each product has the same operands
+whichever call makes it. Call these functions with BLAS on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kconn.kernels.glm import Engine, Observed, join_observed
+from kconn.kernels.permutation import Relabelling
+
+Array = npt.NDArray[np.floating]
+FloatArray = npt.NDArray[np.float64]
+CountArray = npt.NDArray[np.int64]
+
+#: Features computed together: the canonical grid of every test. A task holds whole blocks, whatever its size.
+FEATURE_BLOCK: Final = 1024
+#: Rows of one product, relabellings by rows each: keeps the product in a core's second-level cache.
+PRODUCT_ROWS: Final = 192
+#: Statistics closer than this are ties, relative to max(|value|, unit), the unit being about one standard deviation.
+TIE_RTOL: Final[dict[str, float]] = {"float64": 1e-9, "float32": 1e-5}
+
+
+def plan_permutation_block(n_row: int) -> int:
+    """Return how many relabellings are computed together: the canonical grid along permutations."""
+    return max(4, min(64, PRODUCT_ROWS // n_row))
+
+
+def observe_blocks(values: Array, engine: Engine) -> Observed:
+    """Fit features ``(n_obs, n_feature)``, one canonical block after the other."""
+    starts = range(0, values.shape[1], FEATURE_BLOCK)
+    return join_observed([engine.observe(values[:, start : start + FEATURE_BLOCK]) for start in starts])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What a range of relabellings found for a range of features.
+
+    ``highest`` and ``lowest (n_perm,)``: extremes of the compared statistic over the features; ``n_above``,
+    ``n_below``, ``n_beyond (n_feature,)``: how many relabellings were at least, at most or, in size, at least the
+    observed one.
+    """
+
+    highest: FloatArray
+    lowest: FloatArray
+    n_above: CountArray
+    n_below: CountArray
+    n_beyond: CountArray
+
+
+def tally(values: Array, engine: Engine, part: Relabelling, dtype: str) -> Tally:
+    """Compare some relabellings with the observed statistic.
+
+    Parameters
+    ----------
+    values
+        ``(n_obs, n_feature)``; the first feature lies on the canonical grid (a multiple of `FEATURE_BLOCK`).
+    engine
+        The contrast, and what is relabelled.
+    part
+        Rows of the table from 1 plus a multiple of `plan_permutation_block` on. Row 0, the identity, is the observed
+        data and is not computed again.
+    dtype
+        ``"float64"`` or ``"float32"``: precision of the product. The observed statistic is always float64.
+    """
+    operands = build_operands(engine, part, dtype)
+    n_perm, n_feature = len(part.permutations), values.shape[1]
+    highest, lowest = np.full(n_perm, -np.inf), np.full(n_perm, np.inf)
+    totals = np.zeros((3, n_feature), dtype=np.int64)
+    for features, observed, e in iterate_blocks(values, engine, dtype):
+        limits = engine.limits(observed, TIE_RTOL[dtype]).cast(dtype)
+        counts = np.zeros((3, features.size), dtype=np.int32)
+        i_perm = 0
+        for rows in operands:
+            here = slice(i_perm, i_perm + rows.shape[1])
+            high, low = engine.tally(rows, e, limits, counts)
+            np.maximum(highest[here], high, out=highest[here])
+            np.minimum(lowest[here], low, out=lowest[here])
+            i_perm += rows.shape[1]
+        totals[:, features] += counts
+    return Tally(highest=highest, lowest=lowest, n_above=totals[0], n_below=totals[1], n_beyond=totals[2])
+
+
+def build_operands(engine: Engine, part: Relabelling, dtype: str) -> list[Array]:
+    """Return the rows of some relabellings, one array per canonical block."""
+    n_perm = len(part.permutations)
+    n_block = plan_permutation_block(engine.n_row)
+    operands: list[Array] = []
+    for first in range(0, n_perm, n_block):
+        here = slice(first, first + n_block)
+        signs = None if part.signs is None else part.signs[here]
+        block = Relabelling(permutations=part.permutations[here], signs=signs)
+        operands.append(np.ascontiguousarray(engine.build(block), dtype=dtype))
+    return operands
+
+
+def iterate_blocks(
+    values: Array, engine: Engine, dtype: str
+) -> Iterator[tuple[npt.NDArray[np.intp], FloatArray, Array]]:
+    """Yield positions, observed values and prepared data of the tested features, one canonical block at a time."""
+    for first in range(0, values.shape[1], FEATURE_BLOCK):
+        data = np.ascontiguousarray(values[:, first : first + FEATURE_BLOCK], dtype=np.float64)
+        seen = engine.observe(data)
+        kept = np.flatnonzero(seen.excluded == 0)
+        if kept.size:
+            e = engine.prepare(np.ascontiguousarray(data[:, kept])).astype(dtype)
+            yield first + kept, seen.compared[kept], e
