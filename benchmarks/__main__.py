@@ -10,9 +10,11 @@ from pathlib import Path
 def main() -> int:
     """Run all scripts named ``bench_*``, or those given as arguments; return the number that failed."""
     names = sys.argv[1:] or sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
-    return sum(
-        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode != 0 for name in names
-    )  # noqa: S603 - our own scripts
+    n_failed = 0
+    for name in names:
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        n_failed += subprocess.run(command, check=False).returncode != 0  # noqa: S603 - our own scripts
+    return n_failed
 
 
 if __name__ == "__main__":
