@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,8 @@ from kconn.kernels.tangent import project_tangent as project_tangent_space
 
 #: Attrs of ``netmat`` that must agree before matrices are put together.
 SAME_ATTRS: Final = ("kind", "rho", "z")
+#: What is kept of the two nodes of an edge.
+EDGE_COORDS: Final = ("node_i", "node_j", "network_i", "network_j")
 #: Kinds that are correlation matrices with a unit diagonal.
 CORRELATIONS: Final = frozenset({"corr", "ledoit"})
 
@@ -100,6 +102,68 @@ def assemble(sessions: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
     }
     out = out.assign_coords({name: ("observation", values) for name, values in ids_of.items()})
     return schema.annotate(out.assign_coords(_edge_coords(rows[0][2])))
+
+
+def average_sessions(ds: xr.Dataset, sessions: Mapping[str, Sequence[str]]) -> xr.Dataset:
+    """Return the cohort with several sessions of each subject averaged into one.
+
+    Parameters
+    ----------
+    ds
+        A cohort cube; every variable of floating type with the dimension ``observation`` is averaged, NaN passed over.
+    sessions
+        New session -> those it is the mean of, e.g. ``{"ses-baseline": ["ses-pre1", "ses-pre2"]}``. A subject that
+        lacks some of them has the mean of the others. All other sessions stay.
+
+    Returns
+    -------
+    xr.Dataset
+        Sorted by id, with the coordinate ``n_session (observation)``: of how many sessions it is the mean.
+
+    Raises
+    ------
+    InputError
+        ``E-ID-MISSING`` if no subject has a session that is named; ``E-ID-DUPLICATE`` if one is named twice, or a new
+        name is that of a session that stays.
+    """
+    old = [name for names in sessions.values() for name in names]
+    present = set(ds["session"].to_numpy().tolist())
+    if absent := [name for name in old if name not in present]:
+        raise InputError(
+            "E-ID-MISSING",
+            f"no observation is of session {absent[0]!r}",
+            rule="sessions to average exist",
+            fix=f"the sessions are {', '.join(sorted(present))}",
+        )
+    if len(set(old)) < len(old) or (set(sessions) & (present - set(old))):
+        raise InputError(
+            "E-ID-DUPLICATE",
+            f"the sessions {dict(sessions)} overlap with each other or with those that stay",
+            rule="each session has one place",
+        )
+    becomes = {name: new for new, names in sessions.items() for name in names}
+    keys = [
+        (str(subject), becomes.get(str(session), str(session)))
+        for subject, session in zip(ds["subject"].to_numpy(), ds["session"].to_numpy(), strict=True)
+    ]
+    wanted = sorted(set(keys))
+    rows = {key: [i for i, mine in enumerate(keys) if mine == key] for key in wanted}
+    data = {
+        name: xr.concat(
+            [variable.isel(observation=rows[key]).mean("observation", skipna=True) for key in wanted], "observation"
+        ).assign_attrs(variable.attrs)
+        for name, variable in ds.data_vars.items()
+        if "observation" in variable.dims and variable.dtype.kind == "f"
+    }
+    rest = ds.drop_dims("observation").assign_coords(_edge_coords(ds))
+    ids = {
+        "observation": np.array(["_".join(part for part in key if part) for key in wanted]),
+        "subject": np.array([key[0] for key in wanted]),
+        "session": np.array([key[1] for key in wanted]),
+        "n_session": np.array([len(rows[key]) for key in wanted]),
+    }
+    out = rest.assign({name: values.drop_vars(list(values.coords)) for name, values in data.items()})
+    return out.assign_coords({name: ("observation", values) for name, values in ids.items()})
 
 
 def group_mean(ds: xr.Dataset) -> xr.Dataset:
@@ -223,7 +287,7 @@ def _project(edges: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[Any], np
 
 
 def _edge_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
-    return {name: ds[name].variable for name in ("node_i", "node_j")}
+    return {name: ds[name].variable for name in EDGE_COORDS if name in ds.coords}
 
 
 def _stack(datasets: Sequence[xr.Dataset], places: Sequence[str], dim: str) -> xr.DataArray:

@@ -66,8 +66,9 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
     Returns
     -------
     xr.Dataset
-        ``ds`` with ``netmat (..., edge)``, coordinates ``node_i node_j`` (edge), upper triangle row by row, and
-        ``dead_node (..., node)``. Attrs of ``netmat``: ``kind``, ``rho`` (where it has one), ``z`` = "none".
+        ``ds`` with ``netmat (..., edge)``, coordinates ``node_i node_j`` (edge), upper triangle row by row (and
+        ``network_i network_j`` where the nodes have the coordinate ``network``), and ``dead_node (..., node)``. Attrs
+        of ``netmat``: ``kind``, ``rho`` (where it has one), ``z`` = "none".
 
     Raises
     ------
@@ -104,7 +105,7 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
         dask_gufunc_kwargs={"output_sizes": {"edge": n_node * (n_node - 1) // 2}},
     )
     attrs = {"kind": kind, "z": "none"} if rho is None else {"kind": kind, "rho": float(rho), "z": "none"}
-    out = ds.assign_coords(edge_coords(ds["node"].to_numpy())).assign(netmat=edges.assign_attrs(attrs), dead_node=dead)
+    out = ds.assign_coords(edge_coords(ds)).assign(netmat=edges.assign_attrs(attrs), dead_node=dead)
     return schema.annotate(out)
 
 
@@ -221,10 +222,18 @@ def estimate_ar1(ds: xr.Dataset) -> xr.Dataset:
     return schema.annotate(ds.assign(ar1=ar1))
 
 
-def edge_coords(names: npt.NDArray[Any]) -> dict[str, tuple[str, npt.NDArray[Any]]]:
-    """Return the coordinates ``node_i node_j`` of the dimension ``edge`` for nodes (node,)."""
-    rows, columns = np.triu_indices(len(names), 1)
-    return {"node_i": ("edge", names[rows]), "node_j": ("edge", names[columns])}
+def edge_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
+    """Return ``node_i node_j`` of the dimension ``edge``, and ``network_i network_j`` where the nodes have networks.
+
+    Parameters
+    ----------
+    ds
+        With the coordinate ``node``.
+    """
+    rows, columns = np.triu_indices(ds.sizes["node"], 1)
+    ends = {"i": xr.Variable("edge", rows), "j": xr.Variable("edge", columns)}
+    found = {name: ds[name].variable.to_base_variable() for name in ("node", "network") if name in ds.coords}
+    return {f"{name}_{end}": values.isel(node=at) for name, values in found.items() for end, at in ends.items()}
 
 
 def find_dead(ds: xr.Dataset) -> tuple[str, ...]:

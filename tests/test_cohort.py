@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.cohort import assemble, average_runs, group_mean, list_missing, node_names, project_tangent, ward_order
+from kconn.cohort import (
+    assemble,
+    average_runs,
+    average_sessions,
+    group_mean,
+    list_missing,
+    node_names,
+    project_tangent,
+    ward_order,
+)
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.netmats import pack_edges, unpack_edges
 from kconn.kernels.tangent import geometric_mean
@@ -193,3 +202,35 @@ def test_project_tangent__refuses_more_nodes_than_frames():
         project_tangent(assemble([(sub, ses, estimate_netmats(ds, kind="corr")) for sub, ses, ds in rows]))
     shrunk = project_tangent(assemble([(sub, ses, estimate_netmats(ds, kind="ledoit")) for sub, ses, ds in rows]))
     assert np.isfinite(shrunk["netmat"]).all()
+
+
+def test_average_sessions__makes_a_baseline():
+    cube = assemble(
+        [
+            ("sub-1", "ses-pre1", netmat(1)),
+            ("sub-1", "ses-pre2", netmat(2)),
+            ("sub-1", "ses-post", netmat(3)),
+            ("sub-2", "ses-pre2", netmat(4, dead=("b",))),
+        ]
+    )
+    out = average_sessions(cube, {"ses-baseline": ["ses-pre1", "ses-pre2"]})
+    assert out["observation"].to_numpy().tolist() == ["sub-1_ses-baseline", "sub-1_ses-post", "sub-2_ses-baseline"]
+    assert out["n_session"].to_numpy().tolist() == [2, 1, 1]
+    np.testing.assert_allclose(out["netmat"][0], (netmat(1)["netmat"] + netmat(2)["netmat"]) / 2)
+    np.testing.assert_array_equal(out["netmat"][1], netmat(3)["netmat"])
+    np.testing.assert_array_equal(out["netmat"][2], netmat(4, dead=("b",))["netmat"])
+    assert out["netmat"].attrs == cube["netmat"].attrs
+    np.testing.assert_array_equal(node_names(out), NAMES)
+    lazy = average_sessions(cube.chunk(observation=1), {"ses-baseline": ["ses-pre1", "ses-pre2"]})
+    assert lazy["netmat"].chunks is not None
+    np.testing.assert_array_equal(lazy["netmat"], out["netmat"])
+
+
+def test_average_sessions__refuses_what_is_absent_or_overlaps():
+    cube = assemble([("sub-1", "ses-1", netmat(1)), ("sub-1", "ses-2", netmat(2)), ("sub-1", "ses-3", netmat(3))])
+    with pytest.raises(InputError, match=r"E-ID-MISSING.*'ses-9'"):
+        average_sessions(cube, {"base": ["ses-1", "ses-9"]})
+    with pytest.raises(InputError, match="E-ID-DUPLICATE"):
+        average_sessions(cube, {"x": ["ses-1", "ses-2"], "y": ["ses-2"]})
+    with pytest.raises(InputError, match="E-ID-DUPLICATE"):
+        average_sessions(cube, {"ses-3": ["ses-1", "ses-2"]})

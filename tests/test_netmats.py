@@ -78,6 +78,7 @@ def test_estimate_netmats__covariance_equals_nilearn_but_for_the_divisor():
 @pytest.mark.parametrize("chunks", [{}, {"subject": 1, "node": 2, "time": 7}, {"subject": 2, "time": 50}])
 def test_estimate_netmats__lazy_equals_eager_bit_for_bit(kind, chunks):
     ds = node_series(3, 6, 50).assign(sample_mask=("time", np.arange(50) % 7 != 0))
+    ds = ds.assign_coords(network=("node", list("xxyyzz")))
     eager = fisher_z(estimate_netmats(ds, kind=kind, rho=RHO[kind])) if kind != "cov" else None
     eager = estimate_netmats(ds, kind=kind, rho=RHO[kind]) if eager is None else eager
     with dask.config.set(scheduler=no_compute):

@@ -167,6 +167,22 @@ def fisher_z(r: Array, /) -> Array:
     return z
 
 
+def average_edges(edges: Array, /, *, members: BoolArray) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Return the mean of ``edges`` (..., edge) over each row of ``members`` (family, edge), and of how many it is.
+
+    NaN edges do not count; a family without any other is NaN.
+    """
+    mean = np.full((*edges.shape[:-1], len(members)), np.nan)
+    count = np.zeros(mean.shape, dtype=np.int64)
+    for i, member in enumerate(members):
+        inner = edges[..., member]
+        there = ~np.isnan(inner)
+        count[..., i] = there.sum(axis=-1)
+        total = np.where(there, inner, 0).sum(axis=-1)
+        np.divide(total, count[..., i], out=mean[..., i], where=count[..., i] > 0)
+    return mean, count
+
+
 def pack_edges(matrix: npt.NDArray[Any], /) -> npt.NDArray[Any]:
     """Return the upper triangle (..., edge) of symmetric matrices (..., node, node), row by row."""
     n = matrix.shape[-1]
