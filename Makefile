@@ -39,13 +39,13 @@ install: .venv/installed
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 lock: ## Resolve anew: newest versions, hashes, no registry names
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --extra dev --upgrade pyproject.toml --output-file requirements.lock
+	  --no-annotate --no-header --no-strip-extras --extra dev --upgrade pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf .venv .prefect demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
