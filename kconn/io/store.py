@@ -3,8 +3,9 @@
 A group lives at ``<path>/<step>/<key>`` inside the store. It is laid out and filled in a work folder beside the store,
 moved to its name, and becomes current when the metadata of its step (``<path>/<step>/zarr.json``) is replaced: that one
 file holds the seal of every group (its files with size and SHA-256, its provenance), names the current one, and ends
-in a checksum of itself. A kill at any time leaves the old file or the new one, and both lead to whole groups. Every
-file of the store is plain Zarr v3.
+in a checksum of itself. A kill at any time leaves the old file or the new one, and both lead to whole groups. A folder
+enters the store with its metadata inside, so one without was damaged, not interrupted. Every file of the store is plain
+Zarr v3.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from kconn.schema import SCHEMA_VERSION
 JOURNAL: Final = "journal.jsonl"
 _META: Final = "zarr.json"
 _GROUP: Final = {"zarr_format": 3, "node_type": "group"}
+_UNSEALED: Final[dict[str, Any]] = {"current": None, "seals": {}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -128,7 +131,11 @@ def group_path(root: Path, address: Address, key: str) -> Path:
 def staging_path(target: Target) -> Path:
     """Return the folder in which a group is laid out and filled."""
     address = target.address
-    return work_folder(target.root) / "staging" / f"{address.path.replace('/', '.')}.{address.step}.{target.key}"
+    return _staging(target.root) / f"{address.path.replace('/', '.')}.{address.step}.{target.key}"
+
+
+def _staging(root: Path) -> Path:
+    return work_folder(root) / "staging"
 
 
 def current_key(root: Path, address: Address) -> str | None:
@@ -139,8 +146,8 @@ def current_key(root: Path, address: Address) -> str | None:
     StoreError
         ``E-STORE-CORRUPT`` if the metadata of the step do not match their own checksum.
     """
-    step = _read_step(root, address)
-    return None if step is None else str(step["current"])
+    key: str | None = (_read_step(root, address) or _UNSEALED)["current"]
+    return key
 
 
 def is_published(root: Path, address: Address, key: str) -> bool:
@@ -165,13 +172,13 @@ def seal(target: Target) -> None:
         "provenance": dict(target.provenance),
         "files": _list_files(staged),
     }
-    _make_parents(root, final.parent)
+    _make_groups(root, address)
     if final.exists():  # an earlier group of the same key that lost its seal or its health
         shutil.rmtree(final)
     staged.rename(final)
     sync_directory(final.parent)
     try:
-        earlier = (_read_step(root, address) or {"seals": {}})["seals"]
+        earlier = (_read_step(root, address) or _UNSEALED)["seals"]
     except StoreError:  # damaged metadata: its groups are unreachable, this one replaces them
         earlier = {}
     _write_step(root, address, key, {**earlier, key: body})
@@ -213,10 +220,9 @@ def published_group(root: Path, address: Address) -> Path:
 
 def read_seal(root: Path, address: Address) -> dict[str, Any]:
     """Return the seal of the current group: ``key``, ``files`` (size, SHA-256) and ``provenance``."""
-    step = _read_step(root, address)
-    if step is None:
-        return {}
-    return {"key": step["current"], **step["seals"][step["current"]]}
+    step = _read_step(root, address) or _UNSEALED
+    key = step["current"]
+    return {} if key is None else {"key": key, **step["seals"][key]}
 
 
 def find_published(root: Path) -> list[Address]:
@@ -228,10 +234,10 @@ def find_published(root: Path) -> list[Address]:
         ``E-STORE-MISSING``, ``E-STORE-SCHEMA``, or ``E-STORE-CORRUPT`` if part of the store cannot be reached.
     """
     check_store(root)
-    addresses, findings = _walk(root)
+    folders, findings = _walk(root)
     if findings:
         raise _corrupt(findings[0].place, findings[0].problem)
-    return sorted(addresses)
+    return _sealed(root, folders)
 
 
 def verify(root: Path) -> tuple[list[Address], list[Finding]]:
@@ -242,15 +248,16 @@ def verify(root: Path) -> tuple[list[Address], list[Finding]]:
     The addresses looked at, and what was wrong.
     """
     check_store(root)
-    addresses, findings = _walk(root)
-    for address in sorted(addresses):
+    folders, findings = _walk(root)
+    addresses = _sealed(root, folders)
+    for address in addresses:
         try:
             damage = _damage(root, address, str(current_key(root, address)), deep=True)
         except StoreError as error:
             damage = error.problem
         if damage:
             findings.append(Finding(place=str(address), problem=damage))
-    return sorted(addresses), findings
+    return addresses, findings
 
 
 def digest_store(root: Path) -> str:
@@ -263,13 +270,19 @@ def digest_store(root: Path) -> str:
 
 
 def remove_superseded(root: Path) -> int:
-    """Remove staged leftovers and sealed groups that are no longer current; return how many groups went."""
-    shutil.rmtree(work_folder(root) / "staging", ignore_errors=True)
+    """Remove leftovers of killed runs and sealed groups that are no longer current; return how many groups went."""
+    shutil.rmtree(_staging(root), ignore_errors=True)
     removed = 0
-    for address in find_published(root):
-        key = str(current_key(root, address))
-        _write_step(root, address, key, {key: (_read_step(root, address) or {})["seals"][key]})
-        for group in (root / address.path / address.step).iterdir():
+    for folder, address in _walk(root)[0].items():
+        for stray in folder.glob(".*.partial"):
+            stray.unlink()
+        if address is None:
+            continue
+        step = _read_step(root, address) or _UNSEALED
+        key = step["current"]
+        if set(step["seals"]) != {key}:
+            _write_step(root, address, key, {key: step["seals"][key]} if key else {})
+        for group in folder.iterdir():
             if group.is_dir() and group.name != key:
                 shutil.rmtree(group)
                 removed += 1
@@ -296,10 +309,14 @@ def _read_step(root: Path, address: Address) -> dict[str, Any] | None:
     return attributes
 
 
-def _write_step(root: Path, address: Address, key: str, seals: Mapping[str, Any]) -> None:
+def _write_step(root: Path, address: Address, key: str | None, seals: Mapping[str, Any]) -> None:
+    write_atomic(root / address.path / address.step / _META, _step_metadata(address, key, seals))
+
+
+def _step_metadata(address: Address, key: str | None, seals: Mapping[str, Any]) -> bytes:
     attributes = {"step": address.step, "current": key, "seals": dict(seals)}
     attributes["check"] = sha256_bytes(canonical_json(attributes))
-    write_atomic(root / address.path / address.step / _META, canonical_json({**_GROUP, "attributes": attributes}))
+    return canonical_json({**_GROUP, "attributes": attributes})
 
 
 def _damage(root: Path, address: Address, key: str, *, deep: bool) -> str:
@@ -317,24 +334,35 @@ def _damage(root: Path, address: Address, key: str, *, deep: bool) -> str:
     return ""
 
 
-def _walk(root: Path) -> tuple[list[Address], list[Finding]]:
-    """Return every step of the store, without entering their groups, and every folder that lost its metadata."""
-    addresses: list[Address] = []
+def _walk(root: Path) -> tuple[dict[Path, Address | None], list[Finding]]:
+    """Return every folder down to the steps, these with their address, and the folders that lost their metadata."""
+    found: dict[Path, Address | None] = {}
     findings: list[Finding] = []
     folders = [root]
     while folders:
         folder = folders.pop()
-        place = folder.relative_to(root).as_posix()
+        place = folder.relative_to(root)
         try:
-            attributes = _attributes(folder)
+            is_step = "step" in _attributes(folder)
         except StoreError as error:
-            findings.append(Finding(place=place, problem=error.problem))
+            findings.append(Finding(place=place.as_posix(), problem=error.problem))
             continue
-        if "step" in attributes:
-            addresses.append(Address(path=folder.parent.relative_to(root).as_posix(), step=folder.name))
-        else:
+        found[folder] = Address(path=place.parent.as_posix(), step=place.name) if is_step else None
+        if not is_step:
             folders += [path for path in folder.iterdir() if path.is_dir()]
-    return addresses, findings
+    return found, findings
+
+
+def _sealed(root: Path, folders: Mapping[Path, Address | None]) -> list[Address]:
+    """Return the steps that have a current group, or metadata too damaged to tell, sorted."""
+    sealed = []
+    for address in filter(None, folders.values()):
+        try:
+            if current_key(root, address) is not None:
+                sealed.append(address)
+        except StoreError:
+            sealed.append(address)
+    return sorted(sealed)
 
 
 def _list_files(group: Path) -> dict[str, tuple[int, str]]:
@@ -342,14 +370,34 @@ def _list_files(group: Path) -> dict[str, tuple[int, str]]:
     return {path.relative_to(group).as_posix(): (path.stat().st_size, sha256_file(path)) for path in files}
 
 
-def _make_parents(root: Path, folder: Path) -> None:
-    """Make every folder above a step a Zarr group, mending metadata that cannot be read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    while (folder := folder.parent) != root:
+def _make_groups(root: Path, address: Address) -> None:
+    """Make the folder of a step, and those above it, Zarr groups; mend metadata above it that cannot be read."""
+    parents = [root / part for part in reversed(Path(address.path).parents[:-1])] + [root / address.path]
+    for folder in parents:
+        content = canonical_json({**_GROUP, "attributes": {}})
+        if not folder.exists():
+            _make_group(root, folder, content)
+            continue
         try:
             _attributes(folder)
         except StoreError:
-            write_atomic(folder / _META, canonical_json({**_GROUP, "attributes": {}}))
+            write_atomic(folder / _META, content)
+    folder = root / address.path / address.step
+    if not folder.exists():
+        _make_group(root, folder, _step_metadata(address, None, {}))
+
+
+def _make_group(root: Path, folder: Path, content: bytes) -> None:
+    """Put a folder with its metadata into the store in one step, unless another worker did."""
+    made = _staging(root) / uuid.uuid4().hex
+    write_atomic(made / _META, content)
+    try:
+        made.rename(folder)
+    except OSError:
+        shutil.rmtree(made)
+        if not folder.is_dir():
+            raise
+    sync_directory(folder.parent)
 
 
 def _attributes(folder: Path) -> dict[str, Any]:
