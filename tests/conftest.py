@@ -1,8 +1,11 @@
 """What every test may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.warm_shell import WarmShell
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -21,3 +24,10 @@ def palm_oracles() -> Path:
     if not (SHARED / "oracles" / "palm").is_dir():
         pytest.skip("no PALM reference answers beside this checkout (../shared/oracles/palm)")
     return SHARED / "oracles" / "palm"
+
+
+@pytest.fixture(scope="session")
+def shell() -> Iterator[WarmShell]:
+    """The commands of `kconn` in processes that start at once and can be killed."""
+    with WarmShell() as warm:
+        yield warm

@@ -1,0 +1,103 @@
+"""A simulated study of seconds, its study file as tables that a test may change."""
+
+import atexit
+import copy
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from kconn.io import store
+from kconn.testing import simulate_study
+
+N_TIME, T_R = 80, 0.8
+STEM = "space-MNI152NLin2009cAsym"
+ATLAS = f"derivatives/atlas/{STEM}_atlas-sim_dseg.nii.gz"
+
+TABLES = {
+    "study": {"name": "small"},
+    "inputs": {"layout": "fmriprep", "root": "derivatives", "participants": "derivatives/participants.tsv"},
+    "denoise": {"confounds": "6P", "high_pass": 0.01, "low_pass": 0.2},
+    "quality": {"min_frames": 20, "min_dof": 5},
+    "nodes": {"sim": {"atlas": ATLAS}},
+    "connectivity": {"kinds": ["corr"]},
+    "permutation": {"n_perm": 20, "seed": 3},
+    "contrasts": {"groups": {"test": "two-sample", "formula": "group", "effect": "group"}},
+}
+
+
+@cache
+def _simulated(sessions, n_subjects_per_group):
+    """Simulate once per process."""
+    folder = Path(mkdtemp(prefix="kconn-small-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    simulate_study(
+        folder,
+        n_subjects_per_group=n_subjects_per_group,
+        sessions=sessions,
+        n_nodes=8,
+        n_time=N_TIME,
+        t_r=T_R,
+        grid_shape=(8, 9, 8),
+        n_effect_edges=1,
+        n_high_motion_runs=0,
+    )
+    return folder
+
+
+def small_study(folder, *, sessions=("pre",), n_subjects_per_group=2, **changes):
+    """Write the study into ``folder`` and return its study file.
+
+    ``changes`` are tables whose keys are put over those of `TABLES`; None takes a key away.
+    """
+    folder.mkdir(exist_ok=True)
+    shutil.copytree(_simulated(sessions, n_subjects_per_group), folder / "derivatives")
+    return write_study(folder, **changes)
+
+
+def write_study(folder, **changes):
+    """Write the study file alone."""
+    tables = copy.deepcopy(TABLES)
+    for name, table in changes.items():
+        tables[name] = {key: value for key, value in {**tables[name], **table}.items() if value is not None}
+    path = folder / "study.toml"
+    path.write_text("schema_version = 1\n" + "".join(_toml(name, table) for name, table in tables.items()))
+    return path
+
+
+def _toml(name, table):
+    """Return a table as TOML; JSON writes every value that is used here the same way."""
+    lines = [f"[{name}]"]
+    inner = ""
+    for key, value in table.items():
+        if isinstance(value, dict) and name in {"nodes", "contrasts"}:
+            inner += _toml(f"{name}.{key}", value)
+        elif isinstance(value, dict):
+            lines.append(f"{key} = {{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in value.items()) + " }")
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n" + inner
+
+
+def run_file(folder, subject, ending, session="pre"):
+    """Return a file of a run of the simulated study, such as ``desc-preproc_bold.nii.gz``."""
+    func = folder / "derivatives" / f"sub-{subject}" / f"ses-{session}" / "func"
+    space = "" if "confounds" in ending else f"{STEM}_"
+    return func / f"sub-{subject}_ses-{session}_task-rest_{space}{ending}"
+
+
+def published(root):
+    """Return (address, key) -> file -> (inode, time of change) of everything that is published."""
+    found = {}
+    if not (root / "zarr.json").exists():
+        return found
+    for address in store.find_published(root):
+        key = store.current_key(root, address)
+        group = store.group_path(root, address, key)
+        found[str(address), key] = {
+            path.relative_to(group).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in group.rglob("*")
+            if path.is_file()
+        }
+    return found

@@ -1,0 +1,210 @@
+"""SIGKILL at any moment: what is published stays whole, nothing sealed is made again, the bits are the same."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kconn import stages
+from kconn.io import store
+from kconn.io.store import Address, Target
+from kconn.workbench import prepare, writing
+from tests.small_study import published, small_study
+from tests.warm_shell import ROOT, count_kept
+
+pytestmark = pytest.mark.faults
+
+
+def test_seal__killed_at_every_call_leaves_the_old_or_the_new(shell, tmp_path):
+    n_calls = _seal_in_fork(shell, tmp_path / "whole.zarr", "k1").n_calls
+    expected = store.digest_store(tmp_path / "whole.zarr")
+    assert n_calls > 10
+    for kill_at_call in range(1, n_calls + 1):
+        root = tmp_path / f"{kill_at_call}.zarr"
+        assert _seal_in_fork(shell, root, "k1", kill_at_call=kill_at_call).code == -signal.SIGKILL
+        assert store.verify(root)[1] == []
+        store.seal(_staged(root, "k1"))
+        assert store.digest_store(root) == expected
+        killed = _seal_in_fork(shell, root, "k2", kill_at_call=kill_at_call)  # over a published group
+        assert store.verify(root) == ([_ADDRESS], [])
+        assert store.current_key(root, _ADDRESS) in ({"k2"} if killed.code == 0 else {"k1", "k2"})
+        store.remove_superseded(root)
+        assert not list(root.rglob("*.partial"))
+        assert store.verify(root) == ([_ADDRESS], [])
+
+
+def test_run__killed_at_random_calls_goes_on_where_it_was(shell, tmp_path):
+    rng = np.random.default_rng(20260101)
+    whole, study = _two_studies(tmp_path, n_subjects_per_group=1, contrasts=_ONE_SAMPLE)
+    undisturbed = shell("run", whole, "--workers", "0")
+    assert undisturbed.code == 0
+    sealed = {}
+    for _ in range(3):
+        ended = shell("run", study, "--workers", "0", kill_at_call=int(rng.integers(1, undisturbed.n_calls // 2)))
+        assert ended.code == -signal.SIGKILL
+        sealed = _assert_kept(study, sealed)
+    assert sealed
+    ended = shell("run", study, "--workers", "0")
+    assert (ended.code, ended.n_kept) == (0, len(sealed))
+    _assert_kept(study, sealed)
+    assert _digest(study) == _digest(whole)
+
+
+def test_ingest__killed_between_rows_of_chunks_writes_only_the_rest(shell, tmp_path, monkeypatch):
+    for name, value in _SMALL_ROWS.items():
+        monkeypatch.setattr(name, value)
+    whole, study = _two_studies(tmp_path, n_subjects_per_group=1, contrasts=_ONE_SAMPLE)
+    ingest_one([whole])
+    n_row = len(_rows(whole.parent / "study.zarr"))
+    assert n_row > 20
+    finished = {}
+    for kill_at_call in (150, 40, 40):
+        ended = shell(study, function=f"{__name__}:ingest_one", kill_at_call=kill_at_call, patches=_SMALL_ROWS)
+        assert ended.code == -signal.SIGKILL, ended.err
+        now = _rows_in_journal(study)
+        assert finished.items() <= now.items()
+        assert len(finished) < len(now) < n_row
+        finished = now
+    ingest_one([study])
+    assert finished.items() <= _rows(study.parent / "study.zarr").items()
+    assert _digest(study) == _digest(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_workers", "n_kills"), [(0, 12), (2, 6)])
+def test_run__killed_at_random_moments_goes_on_where_it_was(tmp_path, n_workers, n_kills):
+    """Kill the whole process group of the real command at moments drawn over the length of an undisturbed run."""
+    rng = np.random.default_rng(7 + n_workers)
+    (tmp_path / "whole").mkdir()
+    whole = small_study(tmp_path / "whole", sessions=("pre", "post"), contrasts=_CHANGE)
+    _run(whole, n_workers)  # fills the caches of compiled code
+    shutil.rmtree(whole.parent / "study.zarr")
+    shutil.rmtree(whole.parent / ".study.zarr.work")
+    started = time.monotonic()
+    _run(whole, n_workers)
+    length = time.monotonic() - started
+    counts = []
+    while len(counts) < n_kills:
+        study = small_study(tmp_path / f"killed{len(counts)}", sessions=("pre", "post"), contrasts=_CHANGE)
+        if _killed_after(study, n_workers, float(rng.uniform(0, length))):
+            sealed = _assert_kept(study, {})
+            out = _run(study, n_workers)
+            assert count_kept(out) == len(sealed)
+            _assert_kept(study, sealed)
+            assert _digest(study) == _digest(whole)
+            counts.append(len(sealed))
+        shutil.rmtree(study.parent)
+    n_step = len(published(whole.parent / "study.zarr"))
+    print(json.dumps({"workers": n_workers, "kills": n_kills, "sealed at the kill": sorted(counts), "of": n_step}))  # noqa: T201
+    assert len(set(counts)) > n_kills // 3
+
+
+_SMALL_ROWS = {"kconn.chunks.ROW_BYTES": 1000, "kconn.stages.run._STREAM_BYTES": 1}
+_ADDRESS = Address(path="sub-01/ses-1/run-1", step="ingest")
+_RUN = "sub-01/ses-pre/run-1"
+_ONE_SAMPLE = {"groups": None, "mean": {"test": "one-sample"}}
+_CHANGE = {
+    "groups": {"test": "two-sample", "formula": "group", "effect": "group", "change": ["pre", "post"]},
+    "visits": {"test": "paired", "change": ["pre", "post"]},
+}
+
+
+def seal_one(arguments):
+    """Seal a staged group; runs in a fork."""
+    root, key = arguments
+    store.seal(_target(Path(root), key))
+
+
+def ingest_one(arguments):
+    """Run the first step of a study; runs in a fork."""
+    bench = prepare(arguments[0])
+    with writing(bench):
+        stages.run_job(bench.bind(bench.plan.steps[0]))
+
+
+def _target(root, key):
+    return Target(root=root, address=_ADDRESS, key=key, provenance={})
+
+
+def _staged(root, key):
+    store.create_store(root)
+    target = _target(root, key)
+    staged = store.staging_path(target)
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / "bold/c").mkdir(parents=True)
+    for name in ("zarr.json", "bold/zarr.json", "bold/c/0", "bold/c/1.partial"):
+        (staged / name).write_text(f"{name} of {key}")
+    return target
+
+
+def _seal_in_fork(shell, root, key, **kill):
+    _staged(root, key)
+    return shell(root, key, function=f"{__name__}:seal_one", **kill)
+
+
+def _two_studies(tmp_path, **options):
+    return [small_study(tmp_path / name, **options) for name in ("whole", "killed")]
+
+
+def _digest(study):
+    return store.digest_store(study.parent / "study.zarr")
+
+
+def _assert_kept(study, earlier):
+    """Refuse damage, and anything published that was made again; return what is published now."""
+    root = study.parent / "study.zarr"
+    if (root / "zarr.json").exists():
+        assert store.verify(root)[1] == []
+    now = published(root)
+    assert earlier.items() <= now.items()
+    return now
+
+
+def _rows(folder):
+    """Return row of chunks -> inode and time of change of its files."""
+    return {path.name: _state(path) for path in folder.rglob("bold/c/0/*")}
+
+
+def _state(path):
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+def _rows_in_journal(study):
+    staged = next((study.parent / ".study.zarr.work" / "staging").glob(f"{_RUN.replace('/', '.')}.ingest.*"))
+    lines = map(json.loads, (staged / store.JOURNAL).read_text().splitlines())
+    names = [name for line in lines for name in line["files"]]
+    return {Path(name).name: _state(staged / name) for name in names}
+
+
+def _command(study, n_workers):
+    return [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", str(n_workers)]
+
+
+def _run(study, n_workers):
+    ended = subprocess.run(_command(study, n_workers), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def _killed_after(study, n_workers, seconds):
+    """Start the command in a process group of its own and kill all of it; return whether it still ran."""
+    process = subprocess.Popen(
+        _command(study, n_workers),
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(seconds)
+    was_running = process.poll() is None
+    if was_running:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return was_running
