@@ -15,7 +15,8 @@ from kconn.chunks import plan_voxel_blocks
 from kconn.errors import SchemaError
 from kconn.kernels import seedmaps as kernel
 from kconn.kernels.blas import single_thread
-from kconn.parcellation import NodeSet, parcellate
+from kconn.nodes import NodeSet
+from kconn.parcellation import parcellate
 
 
 def estimate_seed_maps(ds: xr.Dataset, seeds: NodeSet | xr.DataArray, *, min_coverage: float = 0.5) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""Node sets and parcellate: against nilearn on real data, lazily, with coverage, and every refusal."""
+"""parcellate: against nilearn on real data, lazily, with coverage, and every refusal."""
 
 import dask
 import nibabel
@@ -8,15 +8,9 @@ import xarray as xr
 from nilearn.image import resample_to_img
 from nilearn.maskers import NiftiLabelsMasker, NiftiSpheresMasker
 
-from kconn import parcellation
 from kconn.errors import InputError, SchemaError
-from kconn.parcellation import (
-    find_uncovered,
-    nodes_from_columns,
-    nodes_from_labels,
-    nodes_from_spheres,
-    parcellate,
-)
+from kconn.nodes import drop_nodes, join_nodes, nodes_from_columns, nodes_from_labels, nodes_from_spheres
+from kconn.parcellation import find_uncovered, parcellate
 
 AFFINE = np.array([[-3.0, 0, 0, 30], [0, 3, 0, -30], [0, 0, 3, -20], [0, 0, 0, 1]])
 SHAPE = (9, 8, 7)
@@ -307,64 +301,37 @@ def test_parcellate__refuses_columns_that_are_absent(table, run):
         parcellate(run, nodes_from_columns(["a"]))
 
 
-def test_find_members__has_no_answer_for_columns():
-    with pytest.raises(SchemaError, match="no voxels"):
-        parcellation.find_members(nodes_from_columns(["a"]), SHAPE, AFFINE)
+def test_join_nodes__puts_structures_in_place_of_spheres(run, atlas, labels):
+    spheres = nodes_from_spheres(
+        [("amygdala", 18, -15, -5), ("pcc", 9, -18, -8)], radius_mm=4, networks={"amygdala": "limbic", "pcc": "dmn"}
+    )
+    structures = nodes_from_labels(np.where(labels == 2, labels, 0), AFFINE, names={2: "whole amygdala"})
+    nodes = join_nodes(drop_nodes(spheres, ["amygdala"]), structures)
+    out = parcellate(run, nodes)
+    assert out["node"].to_numpy().tolist() == ["pcc", "whole amygdala"]
+    assert out["network"].to_numpy().tolist() == ["dmn", ""]
+    np.testing.assert_array_equal(out["timeseries"][0], parcellate(run, spheres)["timeseries"].sel(node="pcc"))
+    np.testing.assert_array_equal(out["timeseries"][1], parcellate(run, atlas)["timeseries"].sel(node="left"))
+    np.testing.assert_allclose([out[axis][0] for axis in "xyz"], [9, -18, -8])
 
 
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        (np.zeros((3, 3, 3), dtype=int), "no label"),
-        (np.full((3, 3, 3), 0.5), "no label"),
-        (np.ones((3, 3)), "shape"),
-        (np.full((3, 3, 3), np.nan), "no label"),
-        (np.ones((3, 3, 3), dtype=complex), "no label"),
-    ],
-)
-def test_nodes_from_labels__refuses_what_is_no_label_image(labels, words):
-    with pytest.raises(InputError, match=f"E-ATLAS.*{words}"):
-        nodes_from_labels(labels, np.eye(4))
+def test_join_nodes__lets_nodes_share_voxels(run, atlas):
+    again = nodes_from_labels(atlas.source.volume, AFFINE, names={2: "left2", 7: "right2", 11: "below2"})
+    out = parcellate(run, join_nodes(atlas, again))
+    np.testing.assert_array_equal(out["timeseries"][:3], out["timeseries"][3:])
+    np.testing.assert_array_equal(out["coverage"], [1, 1, 0, 1, 1, 0])
 
 
-def test_nodes_from_labels__names_nodes_by_their_label(labels):
-    nodes = nodes_from_labels(labels.astype(np.float32), AFFINE)
-    assert nodes.names == ("2", "7", "11")
-    assert nodes.networks is None
-
-
-@pytest.mark.parametrize("names", [{2: "a", 7: "b"}, {2: "a", 7: "b", 11: "c", 12: "d"}])
-def test_nodes_from_labels__refuses_a_table_of_another_image(labels, names):
-    with pytest.raises(InputError, match=r"E-ATLAS.*names: [01] labels"):
-        nodes_from_labels(labels, AFFINE, names=names)
-
-
-def test_nodes_from_labels__refuses_equal_names(labels):
-    with pytest.raises(InputError, match=r"E-NODES.*'a'"):
-        nodes_from_labels(labels, AFFINE, names={2: "a", 7: "b", 11: "a", 0: "background"})
-
-
-@pytest.mark.parametrize("size", [{}, {"radius_mm": 5, "diameter_mm": 10}, {"radius_mm": 0}, {"radius_mm": [1, 2, 3]}])
-def test_nodes_from_spheres__needs_one_size(size):
-    with pytest.raises(SchemaError, match=r"E-ARGUMENT.*radius"):
-        nodes_from_spheres([("a", 0, 0, 0), ("b", 9, 9, 9)], **size)
-
-
-def test_nodes_from_spheres__takes_a_size_for_each():
-    nodes = nodes_from_spheres([("a", 0, 0, 0), ("b", 9, 9, 9)], diameter_mm=[4, 8], networks={"a": "p", "b": "q"})
-    assert nodes.source.radius_mm.tolist() == [2, 4]
-    assert nodes.networks == ("p", "q")
-
-
-def test_nodes_from_spheres__refuses_bad_tables():
-    with pytest.raises(InputError, match=r"E-NODES.*empty"):
-        nodes_from_spheres([], radius_mm=5)
-    with pytest.raises(InputError, match=r"E-NODES.*'a' has centre"):
-        nodes_from_spheres([("a", 0, np.nan, 0)], radius_mm=5)
-
-
-def test_nodes_from_columns__refuses_unknown_exclusions():
-    with pytest.raises(InputError, match="no column is named 'q'"):
-        nodes_from_columns(["a", "b"], exclude=["q"])
-    with pytest.raises(InputError, match="empty"):
-        nodes_from_columns(["a"], exclude=["a"])
+def test_drop_nodes__of_every_kind(run, atlas, table):
+    expected = parcellate(run, atlas)["timeseries"].sel(node=["right"])
+    np.testing.assert_array_equal(parcellate(run, drop_nodes(atlas, ["left", "below"]))["timeseries"], expected)
+    spheres = nodes_from_spheres([("a", 18, -15, -5), ("b", 9, -18, -8)], radius_mm=4)
+    both = join_nodes(atlas, spheres)
+    left = drop_nodes(both, ["left", "below", "a"])
+    assert left.names == ("right", "b")
+    np.testing.assert_array_equal(
+        parcellate(run, left)["timeseries"], parcellate(run, both)["timeseries"].sel(node=["right", "b"])
+    )
+    assert drop_nodes(both, atlas.names).names == ("a", "b")
+    columns = join_nodes(nodes_from_columns(["a", "b"]), nodes_from_columns(["c"]))
+    assert parcellate(table, drop_nodes(columns, ["b"]))["node"].to_numpy().tolist() == ["a", "c"]

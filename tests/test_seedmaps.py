@@ -97,6 +97,6 @@ def test_estimate_seed_maps__refuses_what_does_not_fit(run):
     ts = parcellate(run, SEEDS)["timeseries"]
     with pytest.raises(SchemaError, match=r"E-ARGUMENT.*60 frames"):
         estimate_seed_maps(run, ts.isel(time=slice(1, None)))
-    table = xr.Dataset({"bold": ts})
+    table = xr.Dataset({"bold": ts.rename(node="column")})
     with pytest.raises(SchemaError, match=r"E-SCHEMA.*\(voxel, time\)"):
         estimate_seed_maps(table, ts)

@@ -51,6 +51,16 @@ def join_members(voxel: IntArray, node: IntArray, /, *, n_voxel: IntArray) -> Me
     )
 
 
+def merge_members(parts: Sequence[Members], /) -> Members:
+    """Return the `Members` of all nodes of ``parts`` on one grid, numbered part after part."""
+    first = np.cumsum([0, *(part.n_voxel.size for part in parts[:-1])])
+    return join_members(
+        np.concatenate([np.repeat(part.voxel, np.diff(part.start)) for part in parts]),
+        np.concatenate([part.node + offset for part, offset in zip(parts, first, strict=True)]),
+        n_voxel=np.concatenate([part.n_voxel for part in parts]),
+    )
+
+
 def label_members(labels: IntArray, /, *, keys: Sequence[int], n_beyond: IntArray | None = None) -> Members:
     """Return the voxels of ``labels`` (i, j, k) that carry each of ``keys``.
 
