@@ -56,6 +56,10 @@ PRESETS: Final[dict[str, tuple[str, ...]]] = {
     "36P": _expand(MOTION + TISSUE + GLOBAL, _EXPANDED),
 }
 
+#: Columns that are principal components of already high-passed noise regions, and the cosines of that high-pass.
+_COMPONENT: Final = re.compile(r"[actw]_comp_cor_\d+|[at]CompCor\d+")
+_COSINE: Final = re.compile(r"cosine_?\d+", re.IGNORECASE)
+
 _TERM: Final = re.compile(r"(?P<base>.+?)(?P<derivative>_derivative1)?(?P<power>_power2)?")
 
 
@@ -112,6 +116,50 @@ def select_terms(columns: Sequence[str], confounds: str | Sequence[str] | None, 
         for term in _resolve(entry, tuple(columns), where):
             terms.setdefault(term.name, term)
     return tuple(terms.values())
+
+
+def add_cosines(
+    terms: tuple[Term, ...], columns: Sequence[str], *, has_high_pass: bool, where: str = ""
+) -> tuple[Term, ...]:
+    """Return ``terms``, with the cosine columns of the table beside any CompCor component.
+
+    fMRIPrep takes the components from high-passed series. Regressed without that high-pass, they bring slow drifts
+    back that they were made free of.
+
+    Parameters
+    ----------
+    terms
+        What was selected.
+    columns
+        Names of the columns of the table.
+    has_high_pass
+        Whether denoising removes slow drifts anyway, so that a table without cosines will do.
+    where
+        Place for error messages.
+
+    Raises
+    ------
+    InputError
+        Code ``E-CONFOUND-COLUMN`` if there is neither a cosine column nor a high-pass.
+
+    References
+    ----------
+    Behzadi Y et al. (2007). A component based noise correction method (CompCor) for BOLD and perfusion based fMRI.
+    https://doi.org/10.1016/j.neuroimage.2007.04.042
+    """
+    components = [term.name for term in terms if _COMPONENT.fullmatch(term.source)]
+    if not components:
+        return terms
+    cosines = [Term(name=name, source=name) for name in columns if _COSINE.fullmatch(name)]
+    if not cosines and not has_high_pass:
+        raise InputError(
+            "E-CONFOUND-COLUMN",
+            f"{components[0]!r} was made from high-passed series, but the table has no cosine columns",
+            where=where,
+            rule="CompCor components go with the high-pass that they were made with",
+            fix="set high_pass (fMRIPrep's is 1/128 Hz = 0.0078)",
+        )
+    return tuple({term.name: term for term in (*terms, *cosines)}.values())
 
 
 def _resolve(entry: str, columns: tuple[str, ...], where: str) -> tuple[Term, ...]:

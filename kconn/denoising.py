@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -14,9 +14,9 @@ from dask.delayed import delayed
 
 from kconn import schema
 from kconn.chunks import plan_voxel_blocks
-from kconn.confounds import Term, build_columns, select_terms
+from kconn.confounds import Term, add_cosines, build_columns, select_terms
 from kconn.errors import InputError, SchemaError
-from kconn.frames import framewise_displacement, place, sample_mask, whole
+from kconn.frames import Displacement, framewise_displacement, place, sample_mask, whole
 from kconn.kernels import filtering, motion, projection
 from kconn.kernels.butterworth import fit_butterworth
 from kconn.kernels.projection import Projection, Scale
@@ -24,21 +24,30 @@ from kconn.kernels.projection import Projection, Scale
 Array = npt.NDArray[np.float64]
 
 #: How a band is cut out; see `denoise`.
-Filter = Literal["cosine", "butterworth"]
+Filter = Literal["cosine", "fft", "butterworth"]
 
 #: Degrees of freedom that denoising must leave, unless stated otherwise. With 10, r of two unrelated series still
 #: scatters by 0.3; fewer would make a netmat a picture of chance.
 MIN_DOF: Final = 10
 
 
-def censor(ds: xr.Dataset, *, fd_threshold: float | None, n_dummy: int = 0) -> xr.Dataset:
+def censor(
+    ds: xr.Dataset,
+    *,
+    fd_threshold: float | None,
+    n_dummy: int = 0,
+    min_segment: int = 1,
+    kind: Displacement = "power",
+) -> xr.Dataset:
     """Mark the frames to keep: `sample_mask` ``(time)``, True = kept.
 
     A frame is dropped when the head moved more than ``fd_threshold`` since the frame before, when it is one of the
-    first ``n_dummy``, or when a `sample_mask` that is already there drops it. The displacement is the variable
+    first ``n_dummy``, or when a `sample_mask` that is already there drops it; then every stretch of fewer than
+    ``min_segment`` kept frames goes as well. The displacement is the variable
     `framewise_displacement`, else the confound of that name (also ``FramewiseDisplacement``), else computed from the
     six motion parameters on a sphere of 50 mm; it is stored as `framewise_displacement` ``(time)`` in mm. The first
-    frame has no displacement: n/a there counts as 0.
+    frame has no displacement: n/a there counts as 0. With ``kind="jenkinson"`` it is the root mean square displacement
+    (the confound ``rmsd``, or computed on a sphere of 80 mm), which is about half of Power's for the same movement.
 
     Parameters
     ----------
@@ -48,6 +57,10 @@ def censor(ds: xr.Dataset, *, fd_threshold: float | None, n_dummy: int = 0) -> x
         Millimetres; a frame at the threshold is kept. None: no frame is dropped for motion.
     n_dummy
         Frames at the start, before the magnetisation is steady.
+    min_segment
+        Shortest stretch of kept frames that is worth keeping. 1: any.
+    kind
+        Which displacement the threshold is for.
 
     Raises
     ------
@@ -64,19 +77,31 @@ def censor(ds: xr.Dataset, *, fd_threshold: float | None, n_dummy: int = 0) -> x
     where = place(ds)
     if fd_threshold is not None and not fd_threshold > 0:
         raise SchemaError("E-ARGUMENT", f"fd_threshold = {fd_threshold}", where=where, rule="it is above 0 mm, or None")
-    if n_dummy < 0:
-        raise SchemaError("E-ARGUMENT", f"n_dummy = {n_dummy}", where=where, rule="it is 0 or more frames")
+    if n_dummy < 0 or min_segment < 1:
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"n_dummy = {n_dummy}, min_segment = {min_segment}",
+            where=where,
+            rule="n_dummy is 0 or more frames, min_segment 1 or more",
+        )
+    if kind not in get_args(Displacement):
+        raise SchemaError("E-ARGUMENT", f"kind = {kind!r}", where=where, rule=f"one of {get_args(Displacement)}")
 
     moved = xr.zeros_like(sample_mask(ds), dtype=np.float64)
     out = ds
     if fd_threshold is not None:
-        moved = framewise_displacement(ds)
-        out = out.assign(framewise_displacement=moved)
+        moved = framewise_displacement(ds, kind=kind)
+        out = out.assign(framewise_displacement=moved) if kind == "power" else out
     kept = xr.apply_ufunc(
         _keep_frames,
         whole(sample_mask(ds)),
         whole(moved),
-        kwargs={"threshold": np.inf if fd_threshold is None else fd_threshold, "n_dummy": n_dummy, "where": where},
+        kwargs={
+            "threshold": np.inf if fd_threshold is None else fd_threshold,
+            "n_dummy": n_dummy,
+            "min_segment": min_segment,
+            "where": where,
+        },
         input_core_dims=[["time"], ["time"]],
         output_core_dims=[["time"]],
         dask="parallelized",
@@ -86,7 +111,7 @@ def censor(ds: xr.Dataset, *, fd_threshold: float | None, n_dummy: int = 0) -> x
 
 
 def _keep_frames(
-    mask: npt.NDArray[np.bool_], displacement: Array, *, threshold: float, n_dummy: int, where: str
+    mask: npt.NDArray[np.bool_], displacement: Array, *, threshold: float, n_dummy: int, min_segment: int, where: str
 ) -> npt.NDArray[np.bool_]:
     bad = np.flatnonzero(~np.isfinite(displacement))
     if bad.size:
@@ -98,13 +123,15 @@ def _keep_frames(
             fix="repair the table",
         )
     kept = mask & motion.keep_frames(displacement, threshold=threshold, n_dummy=n_dummy)
+    kept = motion.drop_short_segments(kept, min_segment=min_segment)
     if not kept.any():
         raise InputError(
             "E-NO-FRAMES",
             f"none of {len(mask)} frames is kept: the first {n_dummy} are dropped, and the head moves"
-            f" {np.median(displacement):.3g} mm per frame in the median, the threshold is {threshold:g} mm",
+            f" {np.median(displacement):.3g} mm per frame in the median, the threshold is {threshold:g} mm,"
+            f" the shortest stretch {min_segment}",
             where=where,
-            fix="exclude the run, or raise fd_threshold",
+            fix="exclude the run, raise fd_threshold, or lower min_segment",
         )
     return kept
 
@@ -152,11 +179,13 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
         A run: `bold` ``(voxel | column, time)``; `confounds` ``(time, confound)`` unless none are asked for; attrs
         ``t_r`` (s) where there is a filter. Lazy or in memory.
     confounds
-        A preset, a column, a pattern, or several of them: see `kconn.confounds.select_terms`.
+        A preset, a column, a pattern, or several of them: see `kconn.confounds.select_terms`. CompCor components bring
+        the cosine columns of the table along.
     high_pass, low_pass
         Edges of the band in Hz. A frequency on ``high_pass`` goes, one on ``low_pass`` stays. None: open.
     filter
-        ``"cosine"`` or ``"butterworth"``; without an edge there is none.
+        ``"cosine"``; ``"fft"``, which is the same (a hard mask on the spectrum of the mirrored series, as in CONN);
+        or ``"butterworth"``. Without an edge there is none.
     detrend
         Remove a straight line: along the kept frames with cosines, along the bridged ones with Butterworth.
     standardize
@@ -195,7 +224,7 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
     if min_dof < 1:
         raise SchemaError("E-ARGUMENT", f"min_dof = {min_dof}", where=place(ds), rule="at least 1 must be left")
     scale = _resolve_scale(standardize)
-    terms, columns = _resolve_terms(ds, confounds)
+    terms, columns = _resolve_terms(ds, confounds, has_high_pass=high_pass is not None)
     choices = _Choices(
         terms=terms,
         columns=columns,
@@ -248,13 +277,16 @@ def _resolve_t_r(ds: xr.Dataset, *, high_pass: float | None, low_pass: float | N
     return t_r
 
 
-def _resolve_terms(ds: xr.Dataset, confounds: str | Sequence[str] | None) -> tuple[tuple[Term, ...], tuple[str, ...]]:
+def _resolve_terms(
+    ds: xr.Dataset, confounds: str | Sequence[str] | None, *, has_high_pass: bool
+) -> tuple[tuple[Term, ...], tuple[str, ...]]:
     """Return the regressors to make and the columns of the table."""
     if confounds is None or confounds == "none" or list(confounds) in ([], ["none"]):
         return (), ()
     schema.validate(ds, "confounds")
     columns = tuple(map(str, ds["confounds"]["confound"].to_numpy().tolist()))
-    return select_terms(columns, confounds, where=place(ds)), columns
+    terms = select_terms(columns, confounds, where=place(ds))
+    return add_cosines(terms, columns, has_high_pass=has_high_pass, where=place(ds)), columns
 
 
 def _resolve_scale(standardize: bool | Scale) -> Scale:  # noqa: FBT001 - the public word of nilearn, passed on
@@ -312,7 +344,7 @@ def _fit(table: Array, mask: npt.NDArray[np.bool_], choices: _Choices) -> Projec
         raise InputError("E-NO-FRAMES", f"sample_mask keeps none of {len(mask)} frames", where=choices.where)
     regressors = build_columns(table, choices.columns, choices.terms)
     _refuse_nan(regressors, kept, choices)
-    fitted = (_fit_cosines if choices.filter == "cosine" else _fit_butterworth)(regressors, mask, choices)
+    fitted = _FITS[choices.filter](regressors, mask, choices)
     if fitted.df_left < choices.min_dof:
         raise InputError(
             "E-DF",
@@ -349,6 +381,13 @@ def _fit_butterworth(regressors: Array, mask: npt.NDArray[np.bool_], choices: _C
     except InputError as error:
         raise error.at(choices.where) from None
     return projection.fit_filtered(regressors, butterworth, n_time=len(mask))
+
+
+_FITS: Final[dict[Filter, Callable[[Array, npt.NDArray[np.bool_], _Choices], Projection]]] = {
+    "cosine": _fit_cosines,
+    "fft": _fit_cosines,
+    "butterworth": _fit_butterworth,
+}
 
 
 def _refuse_nan(regressors: Array, kept: npt.NDArray[np.intp], choices: _Choices) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from kconn import schema
@@ -12,15 +14,26 @@ from kconn.confounds import MOTION, compute_term, select_terms
 from kconn.errors import SchemaError
 from kconn.kernels import motion
 
-#: Radius in mm of the sphere on which Power's framewise displacement measures rotations.
-RADIUS: Final = 50.0
+Array = npt.NDArray[np.float64]
+#: How displacement is measured: Power et al. 2012 or Jenkinson et al. 2002.
+Displacement = Literal["power", "jenkinson"]
+
+#: Radius in mm of the sphere on which each of them measures rotations.
+RADIUS: Final = {"power": 50.0, "jenkinson": 80.0}
+_KERNELS: Final[dict[str, Callable[..., Array]]] = {
+    "power": motion.framewise_displacement,
+    "jenkinson": motion.rms_displacement,
+}
+#: The column of fMRIPrep's table that holds it.
+_COLUMNS: Final = {"power": "framewise_displacement", "jenkinson": "rmsd"}
 
 
-def framewise_displacement(ds: xr.Dataset) -> xr.DataArray:
+def framewise_displacement(ds: xr.Dataset, *, kind: Displacement = "power") -> xr.DataArray:
     """Return the framewise displacement ``(time)`` of a run, in mm.
 
-    The variable ``framewise_displacement`` if there is one; else the confound of that name; else computed from the
-    six motion parameters (translations in mm, rotations in radians) on a sphere of 50 mm. The first frame is 0.
+    Power's is the variable ``framewise_displacement`` if there is one; else the confound of that name; else computed
+    from the six motion parameters (translations in mm, rotations in radians) on a sphere of 50 mm. Jenkinson's is the
+    confound ``rmsd``, else computed on a sphere of 80 mm about the origin. The first frame is 0.
 
     Raises
     ------
@@ -32,11 +45,12 @@ def framewise_displacement(ds: xr.Dataset) -> xr.DataArray:
     References
     ----------
     Power JD et al. (2012). https://doi.org/10.1016/j.neuroimage.2011.10.018
+    Jenkinson M et al. (2002). https://doi.org/10.1006/nimg.2002.1132
     """
-    if "framewise_displacement" in ds:
+    if kind == "power" and "framewise_displacement" in ds:
         given = ds["framewise_displacement"]
     elif "confounds" in ds:
-        given = _displacement_of(ds["confounds"], place(ds))
+        given = _displacement_of(ds["confounds"], kind, place(ds))
     else:
         raise SchemaError(
             "E-SCHEMA",
@@ -56,16 +70,16 @@ def framewise_displacement(ds: xr.Dataset) -> xr.DataArray:
     return filled.rename("framewise_displacement").drop_vars("confound", errors="ignore")
 
 
-def _displacement_of(confounds: xr.DataArray, where: str) -> xr.DataArray:
+def _displacement_of(confounds: xr.DataArray, kind: Displacement, where: str) -> xr.DataArray:
     names = tuple(confounds["confound"].to_numpy().tolist())
-    ready = compute_term("framewise_displacement", names)
+    ready = compute_term(_COLUMNS[kind], names)
     if ready is not None:
         return confounds.sel(confound=ready.source)
     terms = select_terms(names, MOTION, where=where)
     computed: xr.DataArray = xr.apply_ufunc(
-        motion.framewise_displacement,
+        _KERNELS[kind],
         whole(confounds.sel(confound=[term.source for term in terms])),
-        kwargs={"radius": RADIUS},
+        kwargs={"radius": RADIUS[kind]},
         input_core_dims=[["time", "confound"]],
         output_core_dims=[["time"]],
         dask="parallelized",

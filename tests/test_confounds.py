@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kconn.confounds import OLD_NAMES, PRESETS, Term, build_columns, select_terms
+from kconn.confounds import OLD_NAMES, PRESETS, Term, add_cosines, build_columns, select_terms
 from kconn.errors import InputError
 
 NEW = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "white_matter", "csf", "global_signal"]
@@ -115,3 +115,32 @@ def test_select_terms__says_which_preset_a_real_table_cannot_serve(shared_data):
     assert len(select_terms(columns, "24P")) == 24
     with pytest.raises(InputError, match=r"'csf', which the preset '36P' needs"):
         select_terms(columns, "36P")
+
+
+@pytest.mark.parametrize(
+    ("columns", "components"),
+    [
+        (["w_comp_cor_00", "c_comp_cor_00", "cosine00", "cosine01", "csf"], "[wc]_comp_cor_0."),
+        (["aCompCor00", "tCompCor00", "Cosine00", "Cosine01", "CSF"], "[at]CompCor.*"),
+    ],
+)
+def test_add_cosines__comes_with_every_component(columns, components):
+    terms = select_terms(columns, components)
+
+    names = [term.name for term in add_cosines(terms, columns, has_high_pass=True)]
+
+    assert names == columns[:4]
+    assert add_cosines(select_terms(columns, columns[4]), columns, has_high_pass=False) == select_terms(
+        columns, columns[4]
+    )
+
+
+def test_add_cosines__needs_a_high_pass_where_the_table_has_none(shared_data):
+    file = shared_data / "uclacnp_sub50005" / "sub-50005_task-rest_bold_confounds.tsv"
+    columns = pd.read_csv(file, sep="\t", nrows=1).columns.tolist()
+    terms = select_terms(columns, "aCompCor0[0-4]")
+
+    assert add_cosines(terms, columns, has_high_pass=True) == terms
+    with pytest.raises(InputError, match="high-passed") as caught:
+        add_cosines(terms, columns, has_high_pass=False)
+    assert caught.value.code == "E-CONFOUND-COLUMN"

@@ -12,6 +12,7 @@ from nilearn.signal import clean
 from kconn.confounds import build_columns, select_terms
 from kconn.denoising import censor, denoise
 from kconn.errors import CODES, InputError, KconnError, SchemaError
+from kconn.frames import framewise_displacement
 from kconn.testing import simulate_run
 
 NAMES = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "white_matter", "csf", "global_signal"]
@@ -471,6 +472,44 @@ def test_censor__is_lazy_and_equals_eager(run):
     xr.testing.assert_identical(lazy.compute(), censor(run, fd_threshold=60.0, n_dummy=2))
 
 
+def test_censor__drops_short_stretches():
+    moved = [0.0, 0.9, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1]
+    ds = xr.Dataset({"framewise_displacement": ("time", moved)})
+
+    actual = censor(ds, fd_threshold=0.5, min_segment=3)
+
+    np.testing.assert_array_equal(np.flatnonzero(actual["sample_mask"]), [5, 6, 7])
+
+
+def test_censor__by_jenkinson_leaves_power_alone(run):
+    moved = framewise_displacement(run, kind="jenkinson")
+
+    actual = censor(run, fd_threshold=moved.median().item(), kind="jenkinson")
+
+    np.testing.assert_array_equal(actual["sample_mask"], moved <= moved.median())
+    assert actual["sample_mask"].sum() == 110
+    assert "framewise_displacement" not in actual
+
+
+def test_denoise__fft_is_cosine(run):
+    choices = {"confounds": "6P", "high_pass": 0.008, "low_pass": 0.09}
+
+    np.testing.assert_array_equal(
+        denoise(run, filter="fft", **choices)["denoised"], denoise(run, **choices)["denoised"]
+    )
+
+
+def test_denoise__brings_the_cosines_of_components_along(run):
+    table = np.column_stack([run["confounds"], np.cos(np.pi * (np.arange(220) + 0.5) / 220)])
+    ds = run[["bold"]].assign(confounds=(("time", "confound"), table))
+    ds = ds.assign_coords(confound=["a_comp_cor_00", *NAMES[1:], "cosine00"])
+
+    actual = denoise(ds, confounds="a_comp_cor_0.", high_pass=None, low_pass=None)
+
+    assert actual["denoised"].attrs["confounds"] == ["a_comp_cor_00", "cosine00"]
+    assert actual["n_regressors"] == 4
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -532,6 +571,9 @@ def test_denoise__raises_when_computed_what_only_lazy_values_tell(run):
         ("E-ARGUMENT", {"fd_threshold": 0.0}),
         ("E-ARGUMENT", {"fd_threshold": float("nan")}),
         ("E-ARGUMENT", {"fd_threshold": None, "n_dummy": -1}),
+        ("E-ARGUMENT", {"fd_threshold": None, "min_segment": 0}),
+        ("E-ARGUMENT", {"fd_threshold": 0.5, "kind": "satterthwaite"}),
+        ("E-NO-FRAMES", {"fd_threshold": None, "min_segment": 221}),
         ("E-NO-FRAMES", {"fd_threshold": None, "n_dummy": 220}),
         ("E-NO-FRAMES", {"fd_threshold": 1e-9, "n_dummy": 1}),
     ],

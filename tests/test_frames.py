@@ -77,3 +77,19 @@ def test_whole__joins_chunks_of_the_named_dims(run):
     assert whole(lazy, "time").chunksizes == {"time": (20,), "confound": (2, 2, 2)}
     assert whole(lazy).chunksizes == {"time": (20,), "confound": (6,)}
     assert whole(run["confounds"]).chunks is None
+
+
+def test_framewise_displacement__of_jenkinson_is_smaller_and_alike(real):
+    motion = real.sel(confound=["X", "Y", "Z", "RotX", "RotY", "RotZ"])
+
+    power = framewise_displacement(motion)[1:]
+    jenkinson = framewise_displacement(motion, kind="jenkinson")[1:]
+
+    assert np.corrcoef(power, jenkinson)[0, 1] > 0.95
+    assert 0.4 < (jenkinson / power).median() < 0.8
+
+
+def test_framewise_displacement__of_jenkinson_prefers_the_column_of_fmriprep(run):
+    named = run.assign_coords(confound=["rmsd", *MOTION[1:]])
+
+    np.testing.assert_array_equal(framewise_displacement(named, kind="jenkinson"), run["confounds"][:, 0])

@@ -2,8 +2,17 @@
 
 import numpy as np
 import pandas as pd
+import pytest
+from scipy.spatial.transform import Rotation
 
-from kconn.kernels.motion import backward_difference, fill_first_frame, framewise_displacement, keep_frames
+from kconn.kernels.motion import (
+    backward_difference,
+    drop_short_segments,
+    fill_first_frame,
+    framewise_displacement,
+    keep_frames,
+    rms_displacement,
+)
 
 
 def displacement_loop(motion, radius):
@@ -45,3 +54,50 @@ def test_keep_frames__keeps_the_threshold_itself():
     kept = keep_frames(np.array([0.0, 0.5, 0.51, 0.1]), threshold=0.5, n_dummy=1)
 
     np.testing.assert_array_equal(kept, [False, True, False, True])
+
+
+def test_rms_displacement__equals_the_mean_over_points_of_a_sphere():
+    rng = np.random.default_rng(0)
+    motion = np.column_stack([rng.normal(size=(6, 3)), rng.normal(size=(6, 3)) * 0.05])
+    axes = np.meshgrid(*[np.linspace(-80, 80, 81)] * 3, indexing="ij")
+    points = np.stack(axes, axis=-1).reshape(-1, 3)
+    points = points[(points**2).sum(axis=1) <= 80**2]
+
+    actual = rms_displacement(motion, radius=80.0)
+
+    # Points as they lie in one frame, carried back to the head and on to the next frame. FSL turns the axes, SciPy
+    # the points: the angles change sign.
+    for t in range(1, 6):
+        before = Rotation.from_euler("zyx", -motion[t - 1, :2:-1]).as_matrix()
+        origin = (points - motion[t - 1, :3]) @ before
+        after = origin @ Rotation.from_euler("zyx", -motion[t, :2:-1]).as_matrix().T + motion[t, :3]
+        expected = np.sqrt(((after - points) ** 2).sum(axis=1).mean())
+        assert actual[t] == pytest.approx(expected, rel=2e-3)
+    assert actual[0] == 0
+
+
+def test_rms_displacement__of_a_shift_is_its_length():
+    motion = np.zeros((2, 6))
+    motion[1, :3] = [3.0, 4.0, 12.0]
+
+    np.testing.assert_allclose(rms_displacement(motion, radius=80.0), [0.0, 13.0])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_rms_displacement__of_a_turn_is_its_mean_arc(axis):
+    motion = np.zeros((2, 6))
+    motion[1, 3 + axis] = 0.01
+
+    # Mean squared distance from an axis in a sphere: 2/5 of the squared radius.
+    np.testing.assert_allclose(rms_displacement(motion, radius=80.0)[1], np.sqrt(2 / 5) * 80 * 0.01, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("min_segment", "expected"), [(1, "1101110111"), (3, "0001110111"), (4, "0000000000"), (2, "1101110111")]
+)
+def test_drop_short_segments__leaves_long_stretches(min_segment, expected):
+    kept = np.array([c == "1" for c in "1101110111"])
+
+    actual = drop_short_segments(kept, min_segment=min_segment)
+
+    assert "".join("01"[int(k)] for k in actual) == expected

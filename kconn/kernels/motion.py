@@ -56,3 +56,56 @@ def keep_frames(displacement: Array, *, threshold: float, n_dummy: int) -> npt.N
     kept = displacement <= threshold
     kept[:n_dummy] = False
     return kept
+
+
+def drop_short_segments(kept: npt.NDArray[np.bool_], *, min_segment: int) -> npt.NDArray[np.bool_]:
+    """Return ``kept (time,)`` without the stretches of fewer than ``min_segment`` kept frames in a row."""
+    steps = np.diff(np.concatenate([[0], kept.astype(np.int8), [0]]))
+    starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    out = kept.copy()
+    for start, stop in zip(starts, stops, strict=True):
+        if stop - start < min_segment:
+            out[start:stop] = False
+    return out
+
+
+def rms_displacement(motion: npt.ArrayLike, *, radius: float) -> Array:
+    """Return the root mean square displacement since the frame before, over a sphere about the origin, in mm.
+
+    Parameters
+    ----------
+    motion
+        ``(time, 6)``: three translations in mm, then rotations about x, y, z in radians, applied in FSL's order
+        (``Rx Ry Rz``).
+    radius
+        Radius of the sphere in mm. Jenkinson takes 80.
+
+    Returns
+    -------
+    displacement
+        ``(time,)`` in mm, 0 in the first frame.
+
+    References
+    ----------
+    Jenkinson M (1999). Measuring transformation error by RMS deviation. FMRIB technical report TR99MJ1.
+    Jenkinson M et al. (2002). https://doi.org/10.1006/nimg.2002.1132
+    """
+    affine = _affine(np.asarray(motion, dtype=np.float64))
+    out = np.zeros(len(affine))
+    change = affine[1:] @ np.linalg.inv(affine[:-1]) - np.eye(4)
+    turn, shift = change[:, :3, :3], change[:, :3, 3]
+    out[1:] = np.sqrt(radius**2 / 5 * np.einsum("tij,tij->t", turn, turn) + np.einsum("ti,ti->t", shift, shift))
+    return out
+
+
+def _affine(motion: Array) -> Array:
+    """Return the transforms ``(time, 4, 4)`` of rigid-body parameters."""
+    cos, sin = np.cos(motion[:, 3:]), np.sin(motion[:, 3:])
+    about_x, about_y, about_z = (np.tile(np.eye(3), (len(motion), 1, 1)) for _ in range(3))
+    for rotation, axis, (i, j) in ((about_x, 0, (1, 2)), (about_y, 1, (2, 0)), (about_z, 2, (0, 1))):
+        rotation[:, i, i] = rotation[:, j, j] = cos[:, axis]
+        rotation[:, i, j], rotation[:, j, i] = sin[:, axis], -sin[:, axis]
+    out = np.tile(np.eye(4), (len(motion), 1, 1))
+    out[:, :3, :3] = about_x @ about_y @ about_z
+    out[:, :3, 3] = motion[:, :3]
+    return out
