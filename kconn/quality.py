@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -58,6 +59,52 @@ def estimate_quality(ds: xr.Dataset) -> xr.Dataset:
     return schema.annotate(
         ds.assign({"tsnr": tsnr, **{name: scalar.reset_coords(drop=True) for name, scalar in scalars.items()}})
     )
+
+
+def estimate_dvars(ds: xr.Dataset, *, of: str = "bold") -> xr.Dataset:
+    """Add how much the whole image changes from frame to frame: `dvars` and `std_dvars` ``(time)``.
+
+    The root mean square, over voxels, of the difference from the frame before; and the same as a multiple of what
+    the variance and the lag-1 autocorrelation of the voxels lead to expect (the ``std_dvars`` of fMRIPrep). All frames
+    enter, kept or not; constant voxels do not. 0 in the first frame.
+
+    Parameters
+    ----------
+    ds
+        A run: ``of`` ``(voxel | node, time)``. Lazy or in memory.
+    of
+        The variable to look at: `bold`, or another of its dims without dropped frames.
+
+    Raises
+    ------
+    SchemaError
+        Code ``E-SCHEMA``.
+
+    References
+    ----------
+    Power JD et al. (2012). https://doi.org/10.1016/j.neuroimage.2011.10.018
+    Nichols TE (2017). https://doi.org/10.48550/arXiv.1704.01469
+    """
+    schema.validate(ds, of)
+    signal = ds[of]
+    block = plan_voxel_blocks(*signal.shape)
+    blocks = da.asarray(signal.data).rechunk((block, -1))
+    n_block, n_time = blocks.numblocks[0], signal.sizes["time"]
+    sums = da.map_blocks(
+        _dvars_sums, blocks, chunks=((1,) * n_block, (n_time + 2,)), dtype=np.float64, meta=np.empty((0, 0))
+    )
+    # One task adds the blocks in their order: the bits do not depend on how many workers made them.
+    both = da.map_blocks(_dvars, sums.rechunk(-1), chunks=((2,), (n_time,)), dtype=np.float64, meta=np.empty((0, 0)))
+    both = both if signal.chunks is not None else both.compute(scheduler="synchronous")
+    return schema.annotate(ds.assign(dvars=("time", both[0]), std_dvars=("time", both[1])))
+
+
+def _dvars_sums(block: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    return quality.dvars_sums(block)[None]
+
+
+def _dvars(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.stack(quality.dvars(sums.sum(axis=0)))
 
 
 def _tsnr(bold: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:

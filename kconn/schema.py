@@ -60,6 +60,8 @@ VARIABLES: Final[dict[str, Variable]] = {
     "median_tsnr": Variable(dims=((),), kind="f", unit="1", doc="Median of tsnr over voxels or nodes."),
     "mean_fd": Variable(dims=((),), kind="f", unit="mm", doc="Mean framewise displacement, first frame apart."),
     "max_fd": Variable(dims=((),), kind="f", unit="mm", doc="Largest framewise displacement."),
+    "dvars": Variable(dims=(("time",),), kind="f", unit="1", doc="Root mean square change of bold, Power 2012."),
+    "std_dvars": Variable(dims=(("time",),), kind="f", unit="1", doc="dvars over its expectation, Nichols 2017."),
     "timeseries": Variable(dims=(("node", "time"),), kind="f", unit="1", doc="Mean series; NaN where censored."),
     "source": Variable(
         dims=(("node", "time"),), kind="f", unit="1", doc="Simulated course before noise and artefacts."
@@ -77,6 +79,8 @@ VARIABLES: Final[dict[str, Variable]] = {
     "network_mean": Variable(dims=(("block",),), kind="f", unit="1", doc="Mean edge within or between networks."),
     "family_mean": Variable(dims=(("family",),), kind="f", unit="1", doc="Mean edge of a named family."),
     "n_edge": Variable(dims=(("block",), ("family",)), kind="i", unit="1", doc="Edges that a mean is over."),
+    "icc": Variable(dims=(("edge",),), kind="f", unit="1", doc="Intraclass correlation, of the kind in its attrs."),
+    "amplitude": Variable(dims=(("node",),), kind="f", unit="1", doc="Standard deviation over the kept frames."),
     "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),
     "design": Variable(dims=(("observation", "regressor"),), kind="f", unit="1", doc="Design matrix."),
     "effect": Variable(dims=((),), kind="f", unit="1", doc="Contrast of parameter estimates."),
@@ -94,6 +98,10 @@ VARIABLES: Final[dict[str, Variable]] = {
     "p_fwe_ci": Variable(dims=((),), kind="f", unit="1", doc="Binomial limits of p_fwe, from its counts."),
     "p_fwe_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fwe, corrected over contrasts as well."),
     "p_fdr_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fdr, adjusted over contrasts as well."),
+    "enhanced": Variable(dims=((),), kind="f", unit="1", doc="Extent or mass of the feature's cluster, or its TFCE."),
+    "cluster": Variable(
+        dims=((),), kind="i", unit="1", doc="Cluster, numbered by size from 1; below 0 on the other side; 0 outside."
+    ),
     "excluded": Variable(
         dims=((),), kind="i", unit="1", doc="0 tested; 1 missing values; 2 does not vary beyond the nuisance."
     ),

@@ -2,13 +2,14 @@
 
 import dask
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from kconn.denoising import censor, denoise
 from kconn.errors import SchemaError
-from kconn.kernels.quality import tsnr
-from kconn.quality import estimate_quality
+from kconn.kernels.quality import dvars, dvars_sums, tsnr
+from kconn.quality import estimate_dvars, estimate_quality
 from kconn.testing import simulate_run
 
 
@@ -101,3 +102,71 @@ def test_estimate_quality__of_dead_data_has_no_median():
 def test_estimate_quality__needs_bold():
     with pytest.raises(SchemaError, match="bold"):
         estimate_quality(xr.Dataset())
+
+
+def dvars_recipe(x):
+    """Voxel by voxel, as nipype does it for fMRIPrep."""
+    expected = []
+    for row in x:
+        spread = (np.percentile(row, 75, method="lower") - np.percentile(row, 25, method="lower")) / 1.349
+        centred = row - row.mean()
+        persistence = (centred[1:] * centred[:-1]).mean() * (len(row) - 1) / len(row) / (centred**2).mean()
+        expected.append(np.sqrt(2 * (1 - persistence)) * spread)
+    plain = np.concatenate([[0.0], np.sqrt((np.diff(x, axis=1) ** 2).mean(axis=0))])
+    return plain, plain / np.mean(expected)
+
+
+def test_dvars__equals_the_recipe():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 83)).cumsum(axis=1) * 0.3 + rng.normal(size=(300, 83)) + 500
+
+    plain, standardised = dvars(dvars_sums(x))
+
+    expected = dvars_recipe(x)
+    np.testing.assert_allclose(plain, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(standardised, expected[1], rtol=1e-12)
+
+
+def test_dvars__of_white_noise_is_one():
+    x = np.random.default_rng(0).normal(size=(2000, 200))
+
+    assert dvars(dvars_sums(x))[1][1:].mean() == pytest.approx(1, abs=0.01)
+
+
+def test_dvars__leaves_dead_voxels_out():
+    x = np.random.default_rng(0).normal(size=(20, 50))
+    dead = np.concatenate([x, np.full((3, 50), 7.0), np.full((1, 50), np.nan)])
+
+    np.testing.assert_allclose(dvars(dvars_sums(dead)), dvars(dvars_sums(x)), rtol=1e-12)
+    assert np.isnan(dvars(dvars_sums(dead[20:]))).all()
+
+
+def test_dvars__of_a_real_table_is_alike_to_that_of_fmriprep(shared_data):
+    # The table is of regions, the column of voxels: alike, not equal.
+    folder = shared_data / "uclacnp_sub50005"
+    regions = np.loadtxt(folder / "sub-50005_wmparc_func_niftitonifti_masked_meants.csv", delimiter=",")
+    table = pd.read_csv(folder / "sub-50005_task-rest_bold_confounds.tsv", sep="\t", na_values="n/a")
+
+    _, standardised = dvars(dvars_sums(regions))
+
+    assert np.corrcoef(standardised[1:], table["stdDVARS"][1:])[0, 1] > 0.7
+
+
+def test_estimate_dvars__finds_the_frame_that_jumps(run):
+    bold = run["bold"].copy(deep=True)
+    bold[:, 60:] += 50
+
+    actual = estimate_dvars(run.assign(bold=bold))
+
+    assert actual["std_dvars"].argmax("time") == 60
+    assert actual["dvars"][0] == 0
+
+
+def test_estimate_dvars__is_lazy_and_has_the_same_bits_for_any_chunks(run, monkeypatch):
+    monkeypatch.setattr("kconn.quality.plan_voxel_blocks", lambda _n_voxel, _n_time: 50)
+    eager = estimate_dvars(run)
+
+    with dask.config.set(scheduler=no_compute):
+        lazy = estimate_dvars(run.chunk(voxel=17, time=11))
+
+    xr.testing.assert_identical(lazy.compute(scheduler="threads"), eager)

@@ -7,10 +7,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+Array = npt.NDArray[np.float64]
 Signal = npt.NDArray[np.floating[Any]]
 
 #: Voxels that are worked on at a time, so that their frames stay in the cache of a core.
 TILE: Final = 256
+#: Interquartile range of a normal distribution of unit variance, as rounded by FSL and fMRIPrep.
+IQR_OF_NORMAL: Final = 1.349
 
 
 def tsnr(x: Signal, sample_mask: npt.NDArray[np.bool_]) -> Signal:
@@ -41,3 +44,53 @@ def tsnr(x: Signal, sample_mask: npt.NDArray[np.bool_]) -> Signal:
         varies = np.isfinite(spread) & (spread > np.abs(mean) * 2.0**-24)
         out[start : start + TILE][varies] = mean[varies] / spread[varies]
     return out
+
+
+def dvars_sums(x: Signal) -> Array:
+    """Return what the DVARS of many voxels add up from.
+
+    Parameters
+    ----------
+    x
+        ``(voxel, time)``, all frames. Rows that are constant or not finite are left out.
+
+    Returns
+    -------
+    sums
+        ``(time + 2,)``: per frame the sum over voxels of the squared difference from the frame before (0 in the
+        first), then the sum of the standard deviations of that difference that each voxel leads to expect, then the
+        number of voxels.
+    """
+    n_time = x.shape[1]
+    out = np.zeros(n_time + 2)
+    for start in range(0, len(x), TILE):
+        tile = x[start : start + TILE].astype(np.float64)
+        tile = tile[np.isfinite(tile).all(axis=1) & (np.ptp(tile, axis=1) > 0)]
+        # Quartiles are order statistics, not interpolated, as in FSL and fMRIPrep.
+        low, high = int(0.25 * (n_time - 1)), int(0.75 * (n_time - 1))
+        ordered = np.partition(tile, (low, high), axis=1)
+        spread = (ordered[:, high] - ordered[:, low]) / IQR_OF_NORMAL
+        out[1:n_time] += (np.diff(tile, axis=1) ** 2).sum(axis=0)
+        tile -= tile.mean(axis=1, keepdims=True)
+        persistence = np.vecdot(tile[:, 1:], tile[:, :-1]) / np.vecdot(tile, tile)
+        out[n_time] += (np.sqrt(2 * (1 - persistence)) * spread).sum()
+        out[n_time + 1] += len(tile)
+    return out
+
+
+def dvars(sums: Array) -> tuple[Array, Array]:
+    """Return DVARS ``(time,)`` in the unit of the signal, and standardised, from `dvars_sums` of all voxels.
+
+    Standardised DVARS is 1 where the difference between two frames is what independent noise of the voxels' own
+    variance and lag-1 autocorrelation would make it. Both are 0 in the first frame, and NaN without any voxel.
+
+    References
+    ----------
+    Power JD et al. (2012). https://doi.org/10.1016/j.neuroimage.2011.10.018
+    Nichols TE (2017). Notes on creating a standardized version of DVARS. https://doi.org/10.48550/arXiv.1704.01469
+    """
+    *squares, expected, n_voxel = sums
+    if n_voxel == 0 or expected == 0:
+        return np.full(len(squares), np.nan), np.full(len(squares), np.nan)
+    plain = np.sqrt(np.asarray(squares) / n_voxel)
+    return plain, plain / (expected / n_voxel)
