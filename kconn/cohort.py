@@ -55,7 +55,7 @@ def average_runs(runs: Sequence[xr.Dataset]) -> xr.Dataset:
     """
     places = [str(run.attrs.get("where", f"run {i + 1}")) for i, run in enumerate(runs)]
     stacked = _stack(runs, places, "run")
-    mean = stacked.mean("run", skipna=True, keep_attrs=True)
+    mean = _mean(stacked, "run")
     out = xr.Dataset({"netmat": mean, "n_run": stacked.notnull().sum("run", keep_attrs=False)})
     return schema.annotate(out.assign_coords(_edge_coords(runs[0])))
 
@@ -150,7 +150,7 @@ def average_sessions(ds: xr.Dataset, sessions: Mapping[str, Sequence[str]]) -> x
     rows = {key: [i for i, mine in enumerate(keys) if mine == key] for key in wanted}
     data = {
         name: xr.concat(
-            [variable.isel(observation=rows[key]).mean("observation", skipna=True) for key in wanted], "observation"
+            [_mean(variable.isel(observation=rows[key]), "observation") for key in wanted], "observation"
         ).assign_attrs(variable.attrs)
         for name, variable in ds.data_vars.items()
         if "observation" in variable.dims and variable.dtype.kind == "f"
@@ -175,7 +175,7 @@ def group_mean(ds: xr.Dataset) -> xr.Dataset:
         A cohort cube with ``netmat (observation, edge)``.
     """
     schema.validate(ds, "netmat")
-    mean = ds["netmat"].mean("observation", skipna=True, keep_attrs=True)
+    mean = _mean(ds["netmat"], "observation")
     return schema.annotate(xr.Dataset({"netmat": mean}).assign_coords(_edge_coords(ds)))
 
 
@@ -272,6 +272,19 @@ def node_names(ds: xr.Dataset) -> npt.NDArray[Any]:
     """Return the names of the nodes, in order, from the coordinates of the edges."""
     n = count_nodes(ds.sizes["edge"])
     return np.append(ds["node_i"].to_numpy()[:1], ds["node_j"].to_numpy()[: n - 1])
+
+
+def _mean(values: xr.DataArray, dim: str) -> xr.DataArray:
+    """Return the mean over ``dim`` of what is not NaN; attrs stay."""
+    mean: xr.DataArray = xr.apply_ufunc(
+        kernel.mean_present,
+        values.chunk({dim: -1}) if values.chunks is not None else values,
+        input_core_dims=[[dim]],
+        keep_attrs=True,
+        dask="parallelized",
+        output_dtypes=[np.float64],
+    )
+    return mean
 
 
 def _project(edges: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

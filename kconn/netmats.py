@@ -222,6 +222,23 @@ def estimate_ar1(ds: xr.Dataset) -> xr.Dataset:
     return schema.annotate(ds.assign(ar1=ar1))
 
 
+def estimate_amplitudes(ds: xr.Dataset) -> xr.Dataset:
+    """Add ``amplitude (..., node)``, the sd (n - 1) of each series over its kept frames: FSLNets' ``amp``.
+
+    Parameters
+    ----------
+    ds
+        With ``timeseries (..., node, time)``; lazy input gives a lazy result. A node that is NaN at a kept frame is
+        NaN, unless all nodes are.
+    """
+    schema.validate(ds, "timeseries")
+    ts = ds["timeseries"].where(_kept_frames(ds))
+    censored = ts.isnull().all("node")
+    broken = ts.where(~censored, 0).isnull().any("time")
+    sd = ts.std("time", ddof=1, skipna=True, keep_attrs=False).where(~broken)
+    return schema.annotate(ds.assign(amplitude=sd))
+
+
 def edge_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
     """Return ``node_i node_j`` of the dimension ``edge``, and ``network_i network_j`` where the nodes have networks.
 

@@ -53,8 +53,8 @@ def test_average_runs__passes_over_dead_nodes_of_one_run():
 
 
 def test_average_runs__is_lazy():
-    runs = [netmat(1), netmat(2)]
-    lazy = average_runs([run.chunk() for run in runs])
+    runs = [netmat(i) for i in range(7)]
+    lazy = average_runs([run.chunk(edge=3) for run in runs])
     assert lazy["netmat"].chunks is not None
     np.testing.assert_array_equal(lazy["netmat"], average_runs(runs)["netmat"])
 
@@ -132,6 +132,10 @@ def test_group_mean__passes_over_what_is_missing():
     of_a = (out["node_i"] == "a").to_numpy()
     np.testing.assert_array_equal(out["netmat"][of_a], netmat(1)["netmat"][of_a])
     np.testing.assert_array_equal(node_names(out), NAMES)
+    cube = assemble([(f"sub-{i}", "", netmat(i)) for i in range(9)])
+    lazy = group_mean(cube.chunk(observation=2, edge=3))
+    assert lazy["netmat"].chunks is not None
+    np.testing.assert_array_equal(lazy["netmat"], group_mean(cube)["netmat"])
 
 
 def test_ward_order__orders_the_nodes():

@@ -70,3 +70,15 @@ def test_reorder_edges__joins_nodes_by_name():
     order = [1, 3, 2, 0]
     moved = pack_edges(matrix)[kernel.reorder_edges(names, wanted)]
     np.testing.assert_array_equal(moved, pack_edges(matrix[np.ix_(order, order)]))
+
+
+def test_mean_present__does_not_depend_on_layout():
+    x = np.random.default_rng(0).normal(size=(30, 40))
+    x[3, :] = np.nan
+    x[5, 7:] = np.nan
+    expected = kernel.mean_present(x)
+    np.testing.assert_array_equal(kernel.mean_present(np.asfortranarray(x)), expected)
+    np.testing.assert_array_equal([kernel.mean_present(row) for row in x], expected)
+    assert np.isnan(expected[3])
+    np.testing.assert_allclose(expected[5], x[5, :7].mean())
+    np.testing.assert_allclose(expected[6:], x[6:].mean(axis=1))

@@ -9,7 +9,7 @@ from sklearn.covariance import EmpiricalCovariance
 
 from kconn.errors import InputError, SchemaError
 from kconn.kernels import netmats as kernel
-from kconn.netmats import ESTIMATORS, ar1_z, estimate_ar1, estimate_netmats, find_dead, fisher_z
+from kconn.netmats import ESTIMATORS, ar1_z, estimate_amplitudes, estimate_ar1, estimate_netmats, find_dead, fisher_z
 
 RHO = {**dict.fromkeys(ESTIMATORS), "ridgep": 0.1}
 
@@ -177,6 +177,18 @@ def test_fisher_z__is_taken_once_of_a_correlation():
     for wrong in (z, estimate_netmats(ds, kind="cov")):
         with pytest.raises(SchemaError, match="E-ARGUMENT"):
             fisher_z(wrong)
+
+
+@pytest.mark.parametrize("chunks", [None, {}, {"subject": 1, "time": 20}])
+def test_estimate_amplitudes__is_the_sd_of_kept_frames(chunks):
+    kept = np.arange(50) % 7 != 0
+    ds = node_series(3, 6, 50).assign(sample_mask=("time", kept))
+    expected = ds["timeseries"].to_numpy()[..., kept].std(axis=-1, ddof=1)
+    ds["timeseries"][:, :, 7] = np.nan  # censored
+    ds["timeseries"][1, 4, 9] = np.nan
+    expected[1, 4] = np.nan
+    out = estimate_amplitudes(ds if chunks is None else ds.chunk(chunks))
+    np.testing.assert_allclose(out["amplitude"], expected)
 
 
 def read_hcp12(shared_data):

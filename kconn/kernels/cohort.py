@@ -14,6 +14,21 @@ from kconn.kernels.netmats import pack_edges, unpack_edges
 Array = npt.NDArray[np.floating[Any]]
 
 
+def mean_present(x: Array, /) -> Array:
+    """Return the mean (...) of ``x`` (..., row) over the rows that are not NaN, added in their order.
+
+    One row after the other, so that neither chunks nor memory layout change a bit.
+    """
+    total = np.zeros(x.shape[:-1])
+    count = np.zeros(x.shape[:-1], dtype=np.int64)
+    for i in range(x.shape[-1]):
+        there = ~np.isnan(x[..., i])
+        total += np.where(there, x[..., i], 0)
+        count += there
+    mean: Array = np.where(count > 0, total, np.nan) / np.maximum(count, 1)
+    return mean
+
+
 def find_missing_nodes(edges: Array, /) -> npt.NDArray[np.bool_]:
     """Return which nodes (..., node) have NaN on each of their edges, of ``edges`` (..., edge)."""
     missing: npt.NDArray[np.bool_] = np.all(np.isnan(unpack_edges(edges, diagonal=np.nan)), axis=-1)

@@ -175,7 +175,7 @@ def average_edges(edges: Array, /, *, members: BoolArray) -> tuple[Array, npt.ND
     mean = np.full((*edges.shape[:-1], len(members)), np.nan)
     count = np.zeros(mean.shape, dtype=np.int64)
     for i, member in enumerate(members):
-        inner = edges[..., member]
+        inner = np.ascontiguousarray(edges[..., member])
         there = ~np.isnan(inner)
         count[..., i] = there.sum(axis=-1)
         total = np.where(there, inner, 0).sum(axis=-1)
