@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-import dask.config
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
-from dask.base import compute
-from dask.delayed import delayed
-from dask.system import CPU_COUNT
 
 from kconn import schema
 from kconn.chunks import GIB
 from kconn.errors import DesignError, SchemaError
-from kconn.kernels import glm, multiple_testing, permutation, tails, tallies, tasks, welch
-from kconn.kernels.blas import single_thread
-from kconn.kernels.permutation import Relabelling, Shuffling
+from kconn.kernels import glm, multiple_testing, permutation, spatial, tails, tallies, welch
+from kconn.kernels.clusters import CONNECTIVITY, Graph, Network, Tfce, build_graph, volume_pairs
+from kconn.kernels.permutation import Shuffling
+from kconn.kernels.spatial import TAILS, Enhancement
 from kconn.observations import (
     DIM,
     Observations,
@@ -32,13 +27,14 @@ from kconn.observations import (
     join_table,
     read_observations,
 )
+from kconn.permuting import Found, FoundMaps, Test, run_map_tests, run_tests
 
 Alternative = Literal["two-sided", "greater", "less"]
 Regression = glm.Regression
 Convention = Literal["kconn", "palm"]
+Statistic = Literal["edge", "voxel", "cluster-extent", "cluster-mass", "tfce", "nbs"]
 Rows = pd.DataFrame | pd.Series | xr.DataArray | npt.NDArray[np.generic]
 
-TAILS: Final = ("two-sided", "greater", "less")
 #: Coverage of the limits of every p.
 CI_LEVEL: Final = 0.95
 
@@ -57,6 +53,10 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     regression: Regression = "freedman-lane",
     permutations: xr.DataArray | npt.NDArray[np.integer] | None = None,
     signs: xr.DataArray | npt.NDArray[np.integer] | None = None,
+    statistic: Statistic = "edge",
+    neighbours: int | npt.NDArray[np.integer] | None = None,
+    threshold: float | None = None,
+    tfce: Tfce | None = None,
     convention: Convention = "kconn",
     joint_fwe: bool = False,
     fdr: Literal["bh", "bky"] = "bh",
@@ -100,8 +100,22 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     permutations, signs
         Tables ``(n_perm, observation)`` to use instead of drawing, row 0 the identity: PALM's and MRtrix3's convention
         ``(P v)[i] = sign[i] v[permutation[i]]``, counting rows of ``data`` from 0.
+    statistic
+        ``"edge"`` or ``"voxel"``: each feature by itself. ``"cluster-extent"`` (number of features), ``"cluster-mass"``
+        (sum of z above the threshold), ``"nbs"`` (number of edges of a component, edges with a common node being
+        neighbours) and ``"tfce"``: p values and ``max_stat`` are those of the cluster or of the enhanced value, which
+        is returned as ``enhanced``.
+    neighbours
+        6, 18 or 26: voxels with coordinates ``i j k`` that touch; or pairs ``(n_pair, 2)`` of feature positions. For
+        ``"nbs"`` neighbours follow from ``node_i node_j``.
+    threshold
+        Features whose z is at or above it form clusters.
+    tfce
+        Exponents and step of ``"tfce"``.
     convention
-        ``"kconn"``, or ``"palm"``: ``max_stat`` is on z, and v has a third of Welch's degrees of freedom.
+        ``"kconn"``, or ``"palm"``: ``max_stat`` of single features is on z, v has a third of Welch's degrees of
+        freedom, cluster mass sums z instead of what exceeds the threshold, two-sided clusters are formed on the size of
+        z, and enhancement takes 100 steps per map unless ``tfce`` says otherwise.
     joint_fwe
         Add ``p_fwe_joint`` and ``p_fdr_joint``, corrected over all contrasts together: one table of relabellings for
         all, maxima over contrasts on the scale of z.
@@ -145,6 +159,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     _check_choice("regression", regression, get_args(Regression))
     _check_choice("dtype", dtype, tuple(tallies.TIE_RTOL))
     _check_choice("sign_flip", sign_flip, (True, False, "both"))
+    _check_choice("statistic", statistic, get_args(Statistic))
     _check_choice("convention", convention, get_args(Convention))
     _check_choice("fdr", fdr, tuple(multiple_testing.FDR))
     _check_choice("tail", tail, ("counts", "gpd"))
@@ -169,15 +184,25 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     )
     tests = _plan_tests(contrasts, model, exchange, joint=joint_fwe)
 
-    found = _run_tests(features, observations, tests, dtype=dtype, max_mem=max_mem)
-
+    enhancement = _read_enhancement(statistic, neighbours, threshold, tfce, features.data, convention)
     correction = Correction(
         alternative=alternative, fdr=fdr, tail=tail, convention=convention, tie_rtol=tallies.TIE_RTOL[dtype]
     )
+    found: list[Found | FoundMaps]
+    if enhancement is None:
+        found = list(run_tests(features.matrix, observations.order, tests, dtype=dtype, max_mem=max_mem))
+    else:
+        found = list(
+            run_map_tests(features.matrix, observations.order, tests, enhancement, dtype=dtype, max_mem=max_mem)
+        )
+
     nulls = [_compare(test, result, correction) for test, result in zip(tests, found, strict=True)]
     results = [
         _read_result(test, result, null, correction) for test, result, null in zip(tests, found, nulls, strict=True)
     ]
+    for test, result, one in zip(tests, results, found, strict=True):
+        if enhancement is not None and isinstance(one, FoundMaps):
+            result.update(_read_maps(test, one, enhancement, correction))
     if joint_fwe:
         _correct_jointly(results, tests, nulls, correction)
     ds = _label_results(results, tests, features, observations)
@@ -187,6 +212,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         fdr=fdr,
         tail=tail,
         convention=convention,
+        statistic=statistic,
+        **({} if threshold is None else {"threshold": threshold}),
         ci_level=CI_LEVEL,
         dtype=dtype,
         n_perm=exchange.n_perm,
@@ -322,24 +349,6 @@ class Exchange:
     signs: npt.NDArray[np.generic] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Test:
-    """One contrast, ready to run."""
-
-    __test__ = False  # no test class, whatever its name makes pytest think
-
-    name: str
-    shuffling: Shuffling
-    kind: str
-    note: str
-    engine: glm.Engine
-
-    @property
-    def directed(self) -> bool:
-        """Whether the statistic has a sign."""
-        return self.engine.stat_kind in ("t", "v")
-
-
 def _plan_tests(contrasts: Mapping[str, Any], model: Model, exchange: Exchange, *, joint: bool) -> list[Test]:
     weights = {name: _read_contrast(name, given, model.columns) for name, given in contrasts.items()}
     if not weights:
@@ -430,134 +439,6 @@ def _read_user_table(labels: npt.NDArray[np.intp], exchange: Exchange, tree: per
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a test has found over all features."""
-
-    observed: glm.Observed
-    tally: tallies.Tally
-
-
-def _run_tests(
-    features: Features, observations: Observations, tests: list[Test], *, dtype: str, max_mem: int
-) -> list[Found]:
-    threads = _count_threads()
-    problems = [
-        tasks.Problem(
-            n_obs=observations.n_obs,
-            n_feature=features.n_feature,
-            n_perm=test.shuffling.n_perm,
-            n_row=test.engine.n_row,
-            dtype=dtype,
-        )
-        for test in tests
-    ]
-    budget = max_mem // threads.per_process
-    widths = tasks.plan_features(problems[0], max_mem=budget)
-    ranges = [
-        tasks.plan_permutations(problem, n_part=len(widths), n_thread=threads.total, max_mem=budget)
-        for problem in problems
-    ]
-    found: list[list[Found]] = [[] for _ in tests]
-    # One wave at a time keeps no more feature ranges in memory than there are threads to work on them.
-    for first in range(0, len(widths), threads.total):
-        wave = widths[first : first + threads.total]
-        raw = [
-            delayed(_read_block, pure=False)(features.matrix[:, start:stop], observations.order) for start, stop in wave
-        ]
-        graph = [
-            [
-                (
-                    delayed(_observe, pure=False)(block, test.engine),
-                    delayed(_join_ranges, pure=False)(
-                        [
-                            delayed(_tally, pure=False)(block, test.engine, test.shuffling.part(start, stop), dtype)
-                            for start, stop in here
-                        ]
-                    ),
-                )
-                for block in raw
-            ]
-            for test, here in zip(tests, ranges, strict=True)
-        ]
-        with _large_graphs(threads):
-            (computed,) = compute(graph)
-        for i_test, parts in enumerate(computed):
-            found[i_test].extend(Found(observed=observed, tally=tally) for observed, tally in parts)
-    return [_join_features(parts) for parts in found]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Threads:
-    """Threads that will run the tasks, in all and in one process, and whether a cluster has them."""
-
-    total: int
-    per_process: int
-    cluster: bool
-
-
-def _count_threads() -> Threads:
-    # A client can only exist if someone has imported distributed; importing it here would cost a second.
-    distributed = sys.modules.get("distributed")
-    if distributed is not None and dask.config.get("scheduler", None) in (None, "dask.distributed", "distributed"):
-        try:
-            n_threads = list(distributed.default_client().nthreads().values())
-        except ValueError:
-            pass
-        else:
-            return Threads(total=max(1, sum(n_threads)), per_process=max([1, *n_threads]), cluster=True)
-    if dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded"):
-        return Threads(total=1, per_process=1, cluster=False)
-    n_thread = int(dask.config.get("num_workers", None) or CPU_COUNT)
-    return Threads(total=n_thread, per_process=n_thread, cluster=False)
-
-
-def _large_graphs(threads: Threads) -> AbstractContextManager[object]:
-    """Allow blocks of data inside the graph: scattered ones would be lost with the worker that holds them."""
-    if not threads.cluster:
-        # Setting a key of distributed before distributed is imported would hide its other defaults from it.
-        return nullcontext()
-    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "100GB"})
-
-
-def _read_block(block: npt.NDArray[np.generic], order: npt.NDArray[np.intp]) -> npt.NDArray[np.generic]:
-    return np.ascontiguousarray(np.asarray(block)[order])
-
-
-def _observe(block: npt.NDArray[np.floating], engine: glm.Engine) -> glm.Observed:
-    with single_thread():
-        return tallies.observe_blocks(block, engine)
-
-
-def _tally(block: npt.NDArray[np.floating], engine: glm.Engine, part: Relabelling, dtype: str) -> tallies.Tally:
-    with single_thread():
-        return tallies.tally(block, engine, part, dtype)
-
-
-def _join_ranges(parts: list[tallies.Tally]) -> tallies.Tally:
-    return tallies.Tally(
-        highest=np.concatenate([part.highest for part in parts]),
-        lowest=np.concatenate([part.lowest for part in parts]),
-        n_above=np.sum([part.n_above for part in parts], axis=0),
-        n_below=np.sum([part.n_below for part in parts], axis=0),
-        n_beyond=np.sum([part.n_beyond for part in parts], axis=0),
-    )
-
-
-def _join_features(parts: list[Found]) -> Found:
-    found = [part.tally for part in parts]
-    return Found(
-        observed=glm.join_observed([part.observed for part in parts]),
-        tally=tallies.Tally(
-            highest=np.max([part.highest for part in found], axis=0),
-            lowest=np.min([part.lowest for part in found], axis=0),
-            n_above=np.concatenate([part.n_above for part in found]),
-            n_below=np.concatenate([part.n_below for part in found]),
-            n_beyond=np.concatenate([part.n_beyond for part in found]),
-        ),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
     """How counts become p-values."""
 
@@ -568,21 +449,92 @@ class Correction:
     tie_rtol: float
 
 
+def _read_enhancement(
+    statistic: Statistic,
+    neighbours: int | npt.NDArray[np.integer] | None,
+    threshold: float | None,
+    tfce: Tfce | None,
+    data: xr.DataArray,
+    convention: Convention,
+) -> Enhancement | None:
+    """Return what is made of each map, None for a statistic of single features."""
+    single = statistic in ("edge", "voxel")
+    clustered = not single and statistic != "tfce"
+    for name, value, used in (
+        ("neighbours", neighbours, not single and statistic != "nbs"),
+        ("threshold", threshold, clustered),
+        ("tfce", tfce, statistic == "tfce"),
+    ):
+        if value is not None and not used:
+            raise SchemaError("E-ARGUMENT", f"{name} with statistic={statistic!r}", rule=f"{name} has no effect there")
+        if value is None and used and name != "tfce":
+            raise SchemaError("E-ARGUMENT", f"statistic={statistic!r} without {name}", rule=f"{name} is needed")
+    if single:
+        return None
+    if threshold is not None and not (np.isfinite(threshold) and threshold > 0):
+        raise SchemaError("E-ARGUMENT", f"threshold={threshold!r}", rule="a z above 0")
+    palm = convention == "palm"
+    kinds: dict[str, Literal["extent", "mass", "tfce"]] = {"cluster-mass": "mass", "tfce": "tfce"}
+    return Enhancement(
+        kind=kinds.get(statistic, "extent"),
+        neighbours=_read_network(data) if statistic == "nbs" else _read_graph(neighbours, data),
+        threshold=threshold,
+        tfce=tfce or Tfce(step="map" if palm else None),
+        excess=not palm,
+        merge_signs=palm,
+    )
+
+
+def _read_graph(neighbours: int | npt.NDArray[np.integer] | None, data: xr.DataArray) -> Graph:
+    n_feature = int(np.prod(data.shape[1:]))
+    if not isinstance(neighbours, int | np.integer):
+        return build_graph(np.asarray(neighbours), n_feature)
+    if neighbours not in CONNECTIVITY:
+        raise SchemaError("E-ARGUMENT", f"neighbours={neighbours}", rule=f"one of {list(CONNECTIVITY)}, or pairs")
+    ijk = _read_coordinates(data, ("i", "j", "k"), "voxels")
+    return build_graph(volume_pairs(np.column_stack(ijk).astype(np.int64), int(neighbours)), n_feature)
+
+
+def _read_network(data: xr.DataArray) -> Network:
+    pairs = _read_coordinates(data, ("node_i", "node_j"), "edges")
+    names, position = np.unique(np.concatenate(pairs).astype(str), return_inverse=True)
+    node_i, node_j = position.reshape(2, -1)
+    return Network(node_i=node_i, node_j=node_j, n_node=names.size)
+
+
+def _read_coordinates(data: xr.DataArray, names: Sequence[str], what: str) -> list[npt.NDArray[Any]]:
+    missing = [name for name in names if name not in data.coords]
+    if data.ndim != 2 or missing:
+        raise SchemaError(
+            "E-SCHEMA",
+            f"data has dims {tuple(data.dims)} and lacks the coordinates {missing}",
+            rule=f"one dim of {what}, with coordinates {list(names)} along it",
+        )
+    return [data[name].to_numpy() for name in names]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Null:
     """One direction of one contrast, on the scale on which relabellings are compared.
 
     ``counts (n_feature,)`` of relabellings at least as extreme, identity included; ``highest (n_perm,)`` over features;
-    ``limits (n_feature,)`` that ``highest`` must reach to count.
+    ``limits (n_feature,)`` that ``highest`` must reach to count. ``to_z`` and ``to_stat`` turn them into z and into
+    what ``max_stat`` shows; statistics of whole maps are left as they are.
     """
 
     counts: npt.NDArray[np.int64]
     highest: npt.NDArray[np.float64]
     limits: npt.NDArray[np.float64]
+    to_z: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+    to_stat: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
-def _compare(test: Test, found: Found, correction: Correction) -> dict[str, Null]:
-    observed, tally = found.observed, found.tally
+def _same(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return values
+
+
+def _compare(test: Test, found: Found | FoundMaps, correction: Correction) -> dict[str, Null]:
+    observed = found.observed
     if (observed.excluded != 0).all():
         raise DesignError(
             "E-NO-FEATURES",
@@ -591,23 +543,64 @@ def _compare(test: Test, found: Found, correction: Correction) -> dict[str, Null
             where=test.name,
             rule="at least one feature varies and is known for every observation",
         )
-    limits = test.engine.limits(observed.compared, correction.tie_rtol)
-    highest = np.concatenate([[np.nanmax(observed.compared)], tally.highest])
-    lowest = np.concatenate([[np.nanmin(observed.compared)], tally.lowest])
-    greater = Null(counts=1 + tally.n_above, highest=highest, limits=limits.above.astype(np.float64))
-    if not test.directed:
-        return {"two-sided": greater, "greater": greater}
+    nulls = (
+        _compare_maps(found, correction) if isinstance(found, FoundMaps) else _compare_features(test, found, correction)
+    )
+    return nulls if test.directed else dict.fromkeys(("two-sided", "greater"), nulls["greater"])
+
+
+def _compare_features(test: Test, found: Found, correction: Correction) -> dict[str, Null]:
+    compared, tally = found.observed.compared, found.tally
+    limits = test.engine.limits(compared, correction.tie_rtol)
+    highest = np.concatenate([[np.nanmax(compared)], tally.highest])
+    lowest = np.concatenate([[np.nanmin(compared)], tally.lowest])
+    found_by_tail = {
+        "two-sided": (tally.n_beyond, np.maximum(highest, -lowest), limits.beyond),
+        "greater": (tally.n_above, highest, limits.above),
+        "less": (tally.n_below, -lowest, -limits.below),
+    }
+    to_z = test.engine.to_z
+    to_stat = to_z if correction.convention == "palm" else test.engine.to_stat
     return {
-        "two-sided": Null(
-            counts=1 + tally.n_beyond, highest=np.maximum(highest, -lowest), limits=limits.beyond.astype(np.float64)
-        ),
-        "greater": greater,
-        "less": Null(counts=1 + tally.n_below, highest=-lowest, limits=-limits.below.astype(np.float64)),
+        tail: Null(counts=1 + counts, highest=null, limits=bounds.astype(np.float64), to_z=to_z, to_stat=to_stat)
+        for tail, (counts, null, bounds) in found_by_tail.items()
     }
 
 
+def _compare_maps(found: FoundMaps, correction: Correction) -> dict[str, Null]:
+    slack = correction.tie_rtol * np.maximum(found.enhanced, 1)
+    missing = np.where(found.observed.excluded == 0, 0.0, np.nan)
+    return {
+        tail: Null(
+            counts=1 + found.tally.counts[i_tail],
+            highest=np.concatenate([[found.enhanced[i_tail].max()], found.tally.highest[i_tail]]),
+            limits=found.enhanced[i_tail] - slack[i_tail] + missing,
+            to_z=_same,
+            to_stat=_same,
+        )
+        for i_tail, tail in enumerate(TAILS)
+    }
+
+
+def _read_maps(
+    test: Test, found: FoundMaps, enhancement: Enhancement, correction: Correction
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the enhanced values and the clusters of the observed map."""
+    shown = _shown(test, correction) if test.directed else "greater"
+    missing = np.where(found.observed.excluded == 0, 0.0, np.nan)
+    maps: dict[str, npt.NDArray[Any]] = {"enhanced": found.enhanced[TAILS.index(shown)] + missing}
+    if enhancement.threshold is not None:
+        maps["cluster"] = enhancement.number(spatial.fill(found.observed.compared), test.engine, shown)
+        # Features of one cluster share its statistic: p by counts of each feature would say nothing more.
+        nothing = np.full(missing.shape, np.nan)
+        maps |= {"p_unc": nothing, "p_fdr": nothing}
+        maps["p_unc_tails"] = np.full((len(TAILS), missing.size), np.nan)
+        maps["p_unc_ci"] = np.full((2, missing.size), np.nan)
+    return maps
+
+
 def _read_result(
-    test: Test, found: Found, nulls: dict[str, Null], correction: Correction
+    test: Test, found: Found | FoundMaps, nulls: dict[str, Null], correction: Correction
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the numbers of one contrast: per feature, per tail and feature, or per permutation."""
     observed, n_perm = found.observed, test.shuffling.n_perm
@@ -619,9 +612,8 @@ def _read_result(
     for tail, null in nulls.items():
         fwe_counts[tail] = missing + multiple_testing.count_at_least(null.highest, null.limits)
         p_unc[TAILS.index(tail)] = null.counts / n_perm + missing
-        p_fwe[TAILS.index(tail)] = _correct(fwe_counts[tail] / n_perm, null, test, correction)
+        p_fwe[TAILS.index(tail)] = _correct(fwe_counts[tail] / n_perm, null, correction)
 
-    to_scale = test.engine.to_z if correction.convention == "palm" else test.engine.to_stat
     shown = _shown(test, correction)
     i_shown = TAILS.index(shown)
     return {
@@ -639,7 +631,7 @@ def _read_result(
         "p_unc_ci": _limits(missing + nulls[shown].counts, test),
         "p_fwe_ci": _limits(fwe_counts[shown], test),
         "excluded": observed.excluded,
-        "max_stat": to_scale(nulls[shown].highest),
+        "max_stat": nulls[shown].to_stat(nulls[shown].highest),
     }
 
 
@@ -647,10 +639,10 @@ def _shown(test: Test, correction: Correction) -> str:
     return "two-sided" if not test.directed else correction.alternative
 
 
-def _correct(p: npt.NDArray[np.float64], null: Null, test: Test, correction: Correction) -> npt.NDArray[np.float64]:
+def _correct(p: npt.NDArray[np.float64], null: Null, correction: Correction) -> npt.NDArray[np.float64]:
     if correction.tail == "counts":
         return p
-    return tails.refine_p_values(p, test.engine.to_z(null.limits), test.engine.to_z(null.highest))
+    return tails.refine_p_values(p, null.to_z(null.limits), null.to_z(null.highest))
 
 
 def _limits(counts: npt.NDArray[np.float64], test: Test) -> npt.NDArray[np.float64]:
@@ -665,15 +657,16 @@ def _correct_jointly(
     """Add p-values corrected over contrasts as well: the maximum is taken over all of them, as z."""
     chosen = [null[_shown(test, correction)] for test, null in zip(tests, nulls, strict=True)]
 
-    def to_z(test: Test, compared: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        z = test.engine.to_z(compared)
-        return glm.fold_z(z) if test.directed and correction.alternative == "two-sided" else z
+    def to_z(test: Test, null: Null, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        z = null.to_z(values)
+        folded = test.directed and correction.alternative == "two-sided" and null.to_z is not _same
+        return glm.fold_z(z) if folded else z
 
-    highest = np.max([to_z(test, null.highest) for test, null in zip(tests, chosen, strict=True)], axis=0)
+    highest = np.max([to_z(test, null, null.highest) for test, null in zip(tests, chosen, strict=True)], axis=0)
     stacked = np.stack([result["p_unc"] for result in results])
     fdr = multiple_testing.FDR[correction.fdr](stacked)
     for i_test, (result, test, null) in enumerate(zip(results, tests, chosen, strict=True)):
-        limits = to_z(test, null.limits)
+        limits = to_z(test, null, null.limits)
         p = multiple_testing.count_at_least(highest, limits) / test.shuffling.n_perm
         p = np.where(np.isnan(limits), np.nan, p)
         result["p_fwe_joint"] = p if correction.tail == "counts" else tails.refine_p_values(p, limits, highest)

@@ -9,6 +9,7 @@ import xarray as xr
 
 from kconn.inference import permutation_test
 from kconn.kernels import glm
+from kconn.kernels.clusters import Tfce
 
 RTOL = 1e-9
 
@@ -169,3 +170,46 @@ def test_permutation_test__variance_groups_equal_palm(case):
     np.testing.assert_allclose(res["max_stat"][:, 0], case.out["maxz_c1"], rtol=RTOL)
     assert_counts_equal(res["p_unc"][0], case.out["out_vstat_uncp"], 1000)
     assert_counts_equal(res["p_fwe"][0], case.out["out_vstat_fwep"], 1000)
+
+
+class Volume(Case):
+    """A case of 20 x 20 x 20 voxels."""
+
+    @property
+    def mask(self):
+        return np.load(self.folder.parent / "vol_common" / "mask.npy")
+
+    @property
+    def data(self):
+        voxels = np.argwhere(self.mask)
+        values = np.load(self.folder.parent / "vol_common" / "Y.npy")[:, self.mask]
+        ijk = {name: ("voxel", voxels[:, axis]) for axis, name in enumerate("ijk")}
+        return xr.DataArray(values, dims=("observation", "voxel"), coords=ijk)
+
+    def map(self, name):
+        return self.out[name][self.mask]
+
+
+def test_permutation_test__cluster_extent_equals_palm(palm_oracles):
+    case = Volume(palm_oracles / "vol_extent")
+    contrast = {"c1": case.contrasts[0]}
+    options = {"statistic": "cluster-extent", "neighbours": 26, "threshold": 2.3, "convention": "palm"}
+    res = case.run(contrast, **options)
+    np.testing.assert_allclose(res["stat"][0], case.map("out_vox_tstat"), rtol=RTOL)
+    np.testing.assert_array_equal(res["enhanced"][0], case.map("out_clustere_tstat"))
+    np.testing.assert_array_equal(res["max_stat"][:, 0], case.out["clumax_c1"])
+    assert_counts_equal(res["p_fwe"][0], case.map("out_clustere_tstat_fwep"), 500)
+    assert res["cluster"].max() == 5
+    single = case.run(contrast, statistic="voxel", convention="palm")
+    assert_counts_equal(single["p_unc"][0], case.map("out_vox_tstat_uncp"), 500)
+    assert_counts_equal(single["p_fwe"][0], case.map("out_vox_tstat_fwep"), 500)
+
+
+def test_permutation_test__tfce_equals_palm(palm_oracles):
+    case = Volume(palm_oracles / "vol_tfce_dh01")
+    options = {"statistic": "tfce", "neighbours": 6, "tfce": Tfce(step=0.1), "convention": "palm"}
+    res = case.run({"c1": case.contrasts[0]}, **options)
+    np.testing.assert_allclose(res["enhanced"][0], case.map("out_tfce_tstat"), rtol=RTOL)
+    np.testing.assert_allclose(res["max_stat"][:, 0], case.out["tfcemax_c1"], rtol=RTOL)
+    assert_counts_equal(res["p_unc"][0], case.map("out_tfce_tstat_uncp"), 100)
+    assert_counts_equal(res["p_fwe"][0], case.map("out_tfce_tstat_fwep"), 100)

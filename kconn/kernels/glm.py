@@ -244,6 +244,16 @@ def f_to_z(f: FloatArray, rank: int, dof: npt.ArrayLike) -> FloatArray:
         return np.asarray(np.where(upper < 0.5, -special.ndtri(upper), special.ndtri(lower)))
 
 
+def z_to_t(z: FloatArray, dof: npt.ArrayLike) -> FloatArray:
+    """Return Student's t with the same upper tail as the normal deviate."""
+    return np.asarray(-np.sign(z) * special.stdtrit(np.asarray(dof, dtype=np.float64), special.ndtr(-np.abs(z))))
+
+
+def z_to_f(z: FloatArray, rank: int, dof: npt.ArrayLike) -> FloatArray:
+    """Return F with the same upper tail as the normal deviate."""
+    return np.asarray(special.fdtri(rank, np.asarray(dof, dtype=np.float64), special.ndtr(z)))
+
+
 def fold_z(z: FloatArray) -> FloatArray:
     """Return the normal deviate whose upper tail is twice that of ``z``: the size of a two-sided statistic."""
     # A limit near zero may lie below it by the width of a tie.
@@ -284,6 +294,9 @@ class Engine(Protocol):
 
     def to_z(self, compared: FloatArray) -> FloatArray:
         """Return the normal deviate with the same upper tail."""
+
+    def from_z(self, z: float) -> float:
+        """Return the compared statistic at a normal deviate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -373,6 +386,16 @@ class PooledVariance:
         rank, dof = self.partition.rank, self.partition.dof
         stat = self.to_stat(compared)
         return t_to_z(stat, dof) if rank == 1 else f_to_z(stat, rank, dof)
+
+    def from_z(self, z: float) -> float:
+        """Return u or v at a normal deviate."""
+        rank, dof = self.partition.rank, self.partition.dof
+        at = np.array(z)
+        if rank == 1:
+            t = float(z_to_t(at, dof))
+            return t / float(np.sqrt(dof + t**2))
+        f = float(z_to_f(at, rank, dof))
+        return f * rank / (dof + f * rank)
 
 
 def _product(rows: Array, e: Array) -> Array:

@@ -21,18 +21,19 @@ ITEMSIZE: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """The size of one contrast's test."""
+    """The size of one contrast's test; ``extra`` operations per feature and relabelling come on top of the product."""
 
     n_obs: int
     n_feature: int
     n_perm: int
     n_row: int
     dtype: str
+    extra: float = 0.0
 
     @property
     def flops(self) -> float:
-        """Operations of all products."""
-        return 2.0 * self.n_obs * self.n_row * self.n_feature * self.n_perm
+        """Operations in all."""
+        return (2.0 * self.n_obs * self.n_row + self.extra) * self.n_feature * self.n_perm
 
 
 def plan_features(problem: Problem, *, max_mem: int) -> list[Range]:
@@ -55,6 +56,24 @@ def plan_features(problem: Problem, *, max_mem: int) -> list[Range]:
             fix="raise max_mem",
         )
     return _cut(problem.n_feature, n_block * FEATURE_BLOCK)
+
+
+def check_memory(problem: Problem, *, max_mem: int) -> None:
+    """Refuse a test whose tasks need all features at once if these do not fit into ``max_mem`` bytes.
+
+    Raises
+    ------
+    ResourceError
+        Code ``E-MEM``.
+    """
+    needed = 3 * ITEMSIZE * problem.n_obs * problem.n_feature + 64 * ITEMSIZE * problem.n_feature
+    if needed > max_mem:
+        raise ResourceError(
+            "E-MEM",
+            f"a statistic of whole maps needs {needed} bytes per thread, max_mem leaves {max_mem}",
+            rule="all features of all observations are in memory at once",
+            fix="raise max_mem, use fewer threads per worker or a coarser resolution",
+        )
 
 
 def plan_permutations(problem: Problem, *, n_part: int, n_thread: int, max_mem: int) -> list[Range]:

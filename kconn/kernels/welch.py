@@ -107,6 +107,10 @@ class GroupVariances:
         """Return z."""
         return compared
 
+    def from_z(self, z: float) -> float:
+        """Return z."""
+        return z
+
     def _statistic(self, rows: Array, e: Array) -> tuple[FloatArray, FloatArray]:
         n_row, n_perm, n_obs = rows.shape
         n_group = self.member.shape[1]
