@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from nilearn.connectome import ConnectivityMeasure
 
 from kconn.cohort import (
     assemble,
@@ -238,3 +239,15 @@ def test_average_sessions__refuses_what_is_absent_or_overlaps():
         average_sessions(cube, {"x": ["ses-1", "ses-2"], "y": ["ses-2"]})
     with pytest.raises(InputError, match="E-ID-DUPLICATE"):
         average_sessions(cube, {"ses-3": ["ses-1", "ses-2"]})
+
+
+def test_project_tangent__equals_nilearn_on_standardised_series():
+    names = [f"n{i}" for i in range(12)]
+    x = np.random.default_rng(5).normal(size=(6, 12, 50)) + np.random.default_rng(6).normal(size=(6, 1, 50))
+    ds = xr.Dataset(
+        {"timeseries": (("observation", "node", "time"), x)}, coords={"node": names, "time": np.arange(50.0)}
+    )
+    z = np.swapaxes((x - x.mean(axis=-1, keepdims=True)) / x.std(axis=-1, keepdims=True), 1, 2)
+    expected = ConnectivityMeasure(kind="tangent").fit_transform(list(z))
+    actual = project_tangent(estimate_netmats(ds, kind="ledoit"))["netmat"]
+    np.testing.assert_allclose(actual, pack_edges(np.asarray(expected)), atol=1e-5)
