@@ -2,11 +2,20 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
+import pytest
+from nilearn import signal
+from nilearn.image import resample_to_img
+from nilearn.maskers import NiftiLabelsMasker, NiftiSpheresMasker
 
 import kconn
 from kconn.cli import main
+
+SCHAEFER = "Schaefer2018_100Parcels_7Networks_order_FSLMNI152_2mm.nii.gz"
+RUN = "sub-02/ses-1/run-1"
+COSINE = {"detrend": True, "filter": "cosine", "high_pass": 0.008}
 
 
 def _run(tmp_path, text, capsys, *, code=0):
@@ -189,3 +198,87 @@ def test_run__stages_paired_test_of_eight_is_exhaustive(shared_data, tmp_path, c
     counts = p[np.isfinite(p)] * 256
     np.testing.assert_allclose(counts, np.round(counts), atol=1e-9)
     assert float(result["p_fwe"].min()) >= 2 / 256  # two-sided: every flip has its mirror
+
+
+CENTRE = (0.0, -20.0, 20.0)
+
+
+@pytest.fixture(scope="module")
+def studyforrest(shared_data, tmp_path_factory):
+    """Return the image and the store of one real run that went through `kconn run`."""
+    folder = shared_data / "studyforrest_bold"
+    study = tmp_path_factory.mktemp("studyforrest") / "study.toml"
+    study.write_text(f"""
+schema_version = 1
+[study]
+name = "studyforrest"
+[inputs]
+layout = "images"
+root = "{folder}"
+pattern = "sub-{{subject}}_task-objectcategories_run-{{run}}_bold.nii.gz"
+mask = "none"
+[denoise]
+confounds = "none"
+high_pass = 0.008
+[nodes.schaefer100]
+atlas = "{shared_data / "atlases" / SCHAEFER}"
+resample = true
+min_coverage = 0
+[nodes.ball]
+spheres = [["ball", {CENTRE[0]}, {CENTRE[1]}, {CENTRE[2]}], ["other", 10.0, -20.0, 20.0]]
+radius_mm = 8
+[connectivity]
+kinds = ["corr"]
+""")
+    assert main(["run", str(study), "--workers", "0"]) == 0
+    image = nib.load(folder / "sub-02_task-objectcategories_run-1_bold.nii.gz")
+    return image, kconn.open_study(study.with_name("study.zarr"))
+
+
+def test_run__studyforrest_denoised_equals_nilearn_clean(studyforrest):
+    image, tree = studyforrest
+    run = tree[RUN].to_dataset()
+    raw = np.asarray(image.dataobj)[tuple(run[axis].to_numpy() for axis in "ijk")]
+    np.testing.assert_array_equal(run["bold"], raw)  # every voxel, bit for bit
+
+    pick = np.sort(np.random.default_rng(0).choice(len(raw), 5000, replace=False))
+    ours = run["denoised"].isel(voxel=pick).to_numpy()
+    alive = ~np.isnan(ours).any(axis=1)
+    theirs = signal.clean(raw[pick][alive].T.astype(np.float64), standardize=None, t_r=2.0, **COSINE).T
+    assert alive.sum() > 1000
+    np.testing.assert_allclose(ours[alive], theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
+
+
+def test_run__studyforrest_nodes_equal_nilearn_maskers(studyforrest, shared_data):
+    image, tree = studyforrest
+    atlas = shared_data / "atlases" / SCHAEFER
+    labels = resample_to_img(atlas, image, interpolation="nearest", force_resample=True, copy_header=True)
+    options = {"standardize": None, "detrend": True, "high_pass": 0.008, "t_r": 2.0}
+    clean_args = {"filter": "cosine"}
+    masker = NiftiLabelsMasker(labels, resampling_target=None, clean_args=clean_args, **options)
+    expected = masker.fit_transform(image)
+    values = [int(value) for value in np.unique(np.asarray(labels.dataobj)) if value]
+    nodes = tree[f"{RUN}/schaefer100"].to_dataset()
+    whole = nodes["coverage"].to_numpy() == 1  # nilearn averages voxels without signal as well
+    assert whole.sum() > 20
+    columns = [values.index(int(name)) for name in nodes["node"].to_numpy()[whole]]
+    actual = nodes["timeseries"].to_numpy()[whole]
+    np.testing.assert_allclose(actual, expected[:, columns].T, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+    # On an integer image nilearn 0.14 rounds the mean of a sphere to an integer.
+    as_float = nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine)
+    ball = NiftiSpheresMasker([CENTRE], radius=8, clean_args=clean_args, **options).fit_transform(as_float)
+    series = tree[f"{RUN}/ball"].to_dataset()["timeseries"].to_numpy()[0]
+    np.testing.assert_allclose(series, ball[:, 0], rtol=0, atol=1e-4 * np.abs(ball).max())
+
+
+def test_run__studyforrest_netmat_is_the_correlation_of_its_series(studyforrest):
+    _, tree = studyforrest
+    nodes = tree[f"{RUN}/schaefer100"].to_dataset()
+    netmat = tree[f"{RUN}/schaefer100/corr"].to_dataset()["netmat"].to_numpy()
+    series = nodes["timeseries"].to_numpy()
+    alive = ~np.isnan(series).any(axis=1)
+    i, j = np.triu_indices(len(series), 1)
+    both = alive[i] & alive[j]
+    assert np.isnan(netmat[~both]).all()
+    np.testing.assert_allclose(np.tanh(netmat[both]), np.corrcoef(series)[i, j][both], rtol=1e-9, atol=1e-12)
