@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        return command(arguments)
+        code = command(arguments)
+        sys.stdout.flush()
     except KconnError as error:
         _print_error(error)
         _keep_details(error, arguments)
@@ -37,13 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted: what was finished is kept; run the same command again to go on")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of the output has seen enough; nothing is left to say at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except Exception as error:  # noqa: BLE001 - the border of the product: no raw traceback goes past it
         found = unforeseen(error)
         _print_error(found)
         _keep_details(found, arguments)
         return EXIT_ERROR
+    return code
 
 
 def simulate(arguments: argparse.Namespace) -> int:
@@ -77,10 +81,15 @@ def init(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Validate everything that can be validated without computing, and list all that is wrong."""
-    from kconn.study import read_study
+    from kconn.study import Study, parse_study
     from kconn.survey import survey_study
 
-    study = read_study(arguments.study)
+    study = parse_study(arguments.study)
+    if not isinstance(study, Study):
+        for finding in study:
+            _print_error(finding)
+        _say(f"{len(study)} problem(s) in the file itself; the inputs were not looked at")
+        return EXIT_ERROR
     survey = survey_study(study)
     for problem in survey.problems:
         _print_error(problem)
@@ -175,7 +184,7 @@ def export(arguments: argparse.Namespace) -> int:
     from kconn.workbench import prepare
 
     bench = prepare(arguments.study)
-    n_files = export_study(bench, Path(arguments.out))
+    n_files = export_study(bench, Path(arguments.out), images=arguments.images)
     _say(f"wrote {n_files} files to {arguments.out}")
     return EXIT_DONE
 
@@ -242,7 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     add("status", status)
     add("verify", verify)
     add("report", report)
-    add("export", export).add_argument("--out", required=True, help="folder to write")
+    exported = add("export", export)
+    exported.add_argument("--out", required=True, help="folder to write")
+    exported.add_argument("--images", action="store_true", help="also the denoised series and tSNR maps: large")
     add("clean", clean)
     return parser
 
@@ -269,8 +280,12 @@ def _keep_details(error: KconnError, arguments: argparse.Namespace) -> None:
     """Write the traceback of an unforeseen error beside the study file."""
     if error.details and getattr(arguments, "study", None):
         log = Path(arguments.study).with_suffix(".log")
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"{error}\n{error.details}\n")
+        try:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"{error}\n{error.details}\n")
+        except OSError:  # where nothing can be written, the screen is the log
+            sys.stderr.write(error.details)
+            return
         sys.stderr.write(f"  log:  {log}\n")
 
 

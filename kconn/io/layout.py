@@ -24,7 +24,7 @@ _BOLD: Final = re.compile(r"(?P<entities>sub-.+)_desc-preproc_bold\.nii(?:\.gz)?
 _OLD_BOLD: Final = re.compile(r"(?P<entities>sub-.+)_bold(?P<space>(?:_space-[A-Za-z0-9]+)?)_preproc\.nii(?:\.gz)?")
 _CONFOUNDS: Final = ("_desc-confounds_timeseries.tsv", "_desc-confounds_regressors.tsv", "_bold_confounds.tsv")
 #: Space of an image whose name states none: the grid of the BOLD series itself, as fMRIPrep calls it.
-_OWN_SPACE: Final = "func"
+OWN_SPACE: Final = "func"
 #: Content of DataLad datasets lies behind links into this folder.
 _ANNEX: Final = (".git", "annex", "objects")
 _FIELD: Final = re.compile(r"\{(\w*)\}|(\*)|(\?)")
@@ -95,7 +95,7 @@ def find_runs_fmriprep(
     images = _find_preproc(root)
     if not images:
         raise _no_runs(f"no *_desc-preproc_bold.nii.gz was found; the folder holds {_endings(root)}")
-    for key, chosen, default in (("task", task, None), ("space", space, _OWN_SPACE), ("res", res, "")):
+    for key, chosen, default in (("task", task, None), ("space", space, OWN_SPACE), ("res", res, "")):
         images = _choose(images, key, chosen, default=default)
     runs = [_to_run(image, root) for image in images]
     _check_runs(runs)
@@ -122,11 +122,11 @@ def list_choices(root: Path, *, task: str | None = None, space: str | None = Non
         ``E-FILE-MISSING`` if the folder does not exist.
     """
     images = _find_preproc(_check_root(root))
-    for key, chosen, default in (("task", task, None), ("space", space, _OWN_SPACE)):
+    for key, chosen, default in (("task", task, None), ("space", space, OWN_SPACE)):
         images = [image for image in images if chosen in (None, image.entities.get(key, default))]
     return {
         key: sorted({label for image in images if (label := image.entities.get(key, default))})
-        for key, default in (("task", ""), ("space", _OWN_SPACE), ("res", ""))
+        for key, default in (("task", ""), ("space", OWN_SPACE), ("res", ""))
     }
 
 
@@ -370,7 +370,7 @@ def _to_run(image: _Preproc, root: Path) -> Run:
         confounds=_beside(image.path, root, [stem + suffix for suffix in _CONFOUNDS]),
         sidecar=_sidecar(image.path, root),
         task=entities.get("task"),
-        space=entities.get("space", _OWN_SPACE),
+        space=entities.get("space", OWN_SPACE),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -70,21 +71,76 @@ def write_image(  # noqa: PLR0913 - each is one fact of the file
     ResourceError
         ``E-DISK`` if the disk is full.
     """
-    voxels, shape = np.asarray(values), tuple(map(int, grid_shape))
-    flat = _flat_indices(np.asarray(ijk), shape, n_voxel=len(voxels) if voxels.ndim else -1)
+    voxels = np.asarray(values)
     if voxels.ndim not in (1, 2) or (t_r is None) != (voxels.ndim == 1):
         raise _argument(
             f"values have shape {voxels.shape} and t_r is {t_r}", "(voxel,) without t_r, or (voxel, time) with t_r"
         )
-    stored = _cast(voxels, np.dtype(dtype))
-    frames = stored[:, None] if stored.ndim == 1 else stored
-    header = _header((*shape, *voxels.shape[1:]), np.asarray(affine, float), stored.dtype, t_r, form_code)
+    frames = voxels[:, None] if voxels.ndim == 1 else voxels
+    shape = (*map(int, grid_shape), *voxels.shape[1:])
+    header = _header(shape, np.asarray(affine, float), np.dtype(dtype), t_r, form_code)
+    _write(path, [frames], ijk=np.asarray(ijk), shape=shape, dtype=np.dtype(dtype), header=header)
+
+
+def write_series(  # noqa: PLR0913 - each is one fact of the file
+    path: Path,
+    blocks: Iterable[npt.NDArray[Any]],
+    *,
+    n_time: int,
+    ijk: npt.ArrayLike,
+    grid_shape: tuple[int, int, int],
+    affine: npt.ArrayLike,
+    t_r: float,
+    form_code: int = 1,
+) -> None:
+    """Write a series that comes in blocks of frames, so that it need not fit in memory, as a float32 NIfTI image.
+
+    Parameters
+    ----------
+    path, ijk, grid_shape, affine, t_r, form_code
+        See `write_image`.
+    blocks
+        (voxel, time) each, together ``n_time`` frames in their order.
+    n_time
+        Frames in all.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` as `write_image`, or if the blocks hold another number of frames; no file appears.
+    ResourceError
+        ``E-DISK`` if the disk is full.
+    """
+    shape = (*map(int, grid_shape), n_time)
+    dtype = np.dtype(np.float32)
+    header = _header(shape, np.asarray(affine, float), dtype, t_r, form_code)
+    _write(path, blocks, ijk=np.asarray(ijk), shape=shape, dtype=dtype, header=header)
+
+
+def _write(
+    path: Path,
+    blocks: Iterable[npt.NDArray[Any]],
+    *,
+    ijk: npt.NDArray[Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    header: bytes,
+) -> None:
+    """Write blocks (voxel, time) of an image of three or four dimensions."""
+    flat, n_written, n_frame = np.empty(0, np.int64), 0, math.prod(shape[3:])
     with _whole_file(path) as file:
         file.write(header)
-        volume = np.zeros(int(np.prod(shape)), stored.dtype)
-        for i_time in range(frames.shape[1]):
-            volume[flat] = frames[:, i_time]
-            file.write(volume.data)
+        volume = np.zeros(math.prod(shape[:3]), dtype)
+        for block in blocks:
+            if not n_written:
+                flat = _flat_indices(ijk, shape[:3], n_voxel=len(block))
+            stored = _cast(block, dtype)
+            for i_time in range(stored.shape[1]):
+                volume[flat] = stored[:, i_time]
+                file.write(volume.data)
+            n_written += stored.shape[1]
+        if n_written != n_frame:
+            raise _argument(f"there are {n_written} frames, announced were {n_frame}", "blocks hold every frame once")
 
 
 def _flat_indices(ijk: npt.NDArray[Any], shape: tuple[int, ...], *, n_voxel: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,579 @@
+"""Everything that a study published as files of a BIDS derivative, named as XCP-D names them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from kconn.chunks import MIB
+from kconn.errors import StoreError
+from kconn.io import cubes, derivatives, layout, nifti_write, store
+from kconn.io.derivatives import bids_label, bids_name
+from kconn.io.files import sha256_file, write_atomic
+from kconn.kernels.netmats import unpack_edges
+from kconn.plan import Step
+from kconn.survey import RunFacts
+from kconn.workbench import Workbench
+
+#: Kind of netmat -> what XCP-D and PyBIDS call it in the entity ``stat``; another kind stands for itself.
+STAT_OF_KIND: Final[dict[str, str]] = {
+    "cov": "covariance",
+    "corr": "pearsoncorrelation",
+    "partial": "partialcorrelation",
+    "ridgep": "ridgepartialcorrelation",
+}
+#: Task of runs whose files name none: a BIDS file of functional data must have one.
+_TASK: Final = "rest"
+#: Quality columns that count something.
+_COUNTS: Final = ("n_frames", "n_kept", "n_regressors", "df_left", "n_constant")
+_RUN_ROLES: Final = frozenset({"bold", "timeseries", "mask", "confounds", "sidecar", "fd"})
+#: Bytes of a denoised series that are in memory at once.
+_SLAB_BYTES: Final = 256 * MIB
+
+Write = Callable[[Path, xr.Dataset], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Output:
+    """One file to write.
+
+    Attributes
+    ----------
+    name
+        Path in the dataset.
+    step
+        The step whose result it shows.
+    write
+        Writes the opened result to a path.
+    description
+        What it holds, in a sentence.
+    sources
+        Names of exported files that it was made from.
+    inputs
+        Steps whose input files it was made from.
+    about
+        More for the sidecar, from the opened result.
+    """
+
+    name: str
+    step: Step
+    write: Write
+    description: str
+    sources: tuple[str, ...] = ()
+    inputs: tuple[Step, ...] = ()
+    about: Callable[[xr.Dataset], Mapping[str, Any]] = field(default=lambda _: {})
+
+    @property
+    def sidecar(self) -> str:
+        """Path of the JSON file that goes with it."""
+        return self.name.removesuffix(".gz").rpartition(".")[0] + ".json"
+
+
+def export_study(bench: Workbench, out: Path, *, images: bool = False) -> int:
+    """Write what a study published as a BIDS derivative: tables, and images where they are asked for.
+
+    Every file appears whole or not at all, with a JSON sidecar that names its sources with their SHA-256, the
+    parameters and the software. Numbers read back bit for bit. Runs that were left out are listed in
+    ``group/exclusions.tsv`` and not exported. A second export of the same results gives the same bytes.
+
+    Parameters
+    ----------
+    bench
+        A study that was run to its end.
+    out
+        A folder that is new or holds an earlier export of the same results.
+    images
+        Whether to write the denoised series and the map of tSNR of each run as well; they are large.
+
+    Returns
+    -------
+    How many files were written.
+
+    Raises
+    ------
+    StoreError
+        ``E-STORE-UNSEALED`` if results are missing or older than the study file, ``E-STORE-CORRUPT``.
+    InputError
+        ``E-FILE-EXISTS`` if the folder holds something else.
+    StudyFileError
+        ``E-STUDY-VALUE`` if two results would have one name.
+
+    References
+    ----------
+    Mehta K et al. (2024), XCP-D. https://doi.org/10.1162/imag_a_00257
+    """
+    if pending := bench.pending():
+        raise StoreError(
+            "E-STORE-UNSEALED",
+            f"{len(pending)} of {len(bench.plan.steps)} results are missing, or older than the study file",
+            rule="an export holds the whole study, as its file describes it",
+            fix="run the study first",
+        )
+    outputs = [*_RunOutputs(bench).list(images=images), *_GroupOutputs(bench).list()]
+    description = "dataset_description.json"
+    derivatives.check_folder(out, [description, *(name for o in outputs for name in (o.name, o.sidecar))])
+    write_atomic(out / description, derivatives.describe_dataset(bench.study.study.name, version=bench.plan.code))
+    # The outputs of one step follow each other: it is opened once.
+    open_result = lru_cache(maxsize=1)(partial(cubes.open_group, bench.study.store))
+    digests: dict[str, str] = {}
+    for output in outputs:
+        result = open_result(output.step.address)
+        output.write(out / output.name, result)
+        digests[output.name] = sha256_file(out / output.name)
+        sidecar = _describe(bench, output, result, digests)
+        write_atomic(out / output.sidecar, derivatives.json_bytes(sidecar))
+    return 1 + 2 * len(outputs)
+
+
+def _describe(bench: Workbench, output: _Output, result: xr.Dataset, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Return the sidecar of a file; it names no host, user, time or absolute path."""
+    sources = {f"bids::{name}": digests[name] for name in output.sources}
+    for step in output.inputs:
+        sources |= {
+            _source_name(bench, role, path, step.where): step.digests[path] for role, path in step.files.items()
+        }
+    seal = store.read_seal(bench.study.store, output.step.address)
+    t_r = {"RepetitionTime": result.attrs["t_r"]} if "t_r" in result.attrs else {}
+    return {
+        "Description": output.description,
+        **t_r,
+        **output.about(result),
+        "Sources": sorted(sources),
+        "SourcesSHA256": dict(sorted(sources.items())),
+        "Parameters": {step.stage: step.params for step in _lineage(bench, output.step) if step.params},
+        "SoftwareVersions": seal["provenance"]["software"],
+        "ContentKey": output.step.key,
+    }
+
+
+def _lineage(bench: Workbench, step: Step) -> list[Step]:
+    """Return the steps of the same run, or of the same test, that a result goes back to, first things first."""
+    by_address = {other.address: other for other in bench.plan.steps}
+    before = [by_address[up.address] for up in step.upstream]
+    earlier = [each for other in before if other.where == step.where for each in _lineage(bench, other)]
+    return list({each.address: each for each in [*earlier, step]}.values())
+
+
+def _source_name(bench: Workbench, role: str, path: str, where: str) -> str:
+    """Return the name of an input file: below the inputs for files of runs, else its last part alone.
+
+    A file found by a pattern is named by the pattern, since the part behind a wildcard may identify a person.
+    """
+    inputs = bench.study.inputs
+    if role not in _RUN_ROLES:
+        return Path(path).name
+    patterns = {"mask": inputs.mask_pattern, "confounds": inputs.confounds_pattern, "fd": inputs.fd_pattern}
+    pattern = patterns.get(role, inputs.pattern)
+    if pattern is None:
+        folder = bench.study.folder
+        return Path(os.path.relpath(folder / path, (folder / inputs.root).resolve())).as_posix()
+    if role == "sidecar":
+        pattern = pattern.removesuffix(".gz").removesuffix(".nii") + ".json"
+    run = next(facts.run for facts in bench.survey.runs if facts.where == where)
+    return layout.name_by_pattern(pattern, run)
+
+
+class _RunOutputs:
+    """The files of every run that was not left out."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.steps = {step.address: step for step in bench.plan.steps}
+        self.excluded = _excluded_runs(bench)
+
+    def list(self, *, images: bool) -> Iterator[_Output]:
+        steps = self.bench.plan.runs()
+        for facts in self.bench.survey.runs:
+            if facts.where in self.excluded:
+                continue
+            for step in steps[facts.where]:
+                yield from self._of(facts, step, images=images and facts.run.bold is not None)
+
+    def _of(self, facts: RunFacts, step: Step, *, images: bool) -> Iterator[_Output]:
+        match step.stage:
+            case "denoise":
+                yield from self._frames(facts, step)
+                yield from self._images(facts, step) if images else ()
+            case "nodes":
+                yield from self._series(facts, step)
+            case "netmat":
+                yield self._netmat(facts, step)
+            case _:
+                return
+
+    def _inputs(self, step: Step) -> tuple[Step, ...]:
+        return tuple(_lineage(self.bench, step))
+
+    def _frames(self, facts: RunFacts, step: Step) -> Iterator[_Output]:
+        yield _Output(
+            name=_run_name(facts, "outliers.tsv"),
+            step=step,
+            inputs=self._inputs(step),
+            write=_table(lambda ds: {"censored": ~ds["sample_mask"].to_numpy()}),
+            description="Frames that were censored: left out of denoising and of every estimate after it.",
+            about=lambda _: {
+                "censored": {
+                    "Description": "moved more than fd_threshold (mm), or among the first dummy_frames",
+                    "Levels": {"0": "kept", "1": "censored"},
+                }
+            },
+        )
+        if step.params["fd_threshold"] != "none":
+            yield _Output(
+                name=_run_name(facts, "motion.tsv"),
+                step=step,
+                inputs=self._inputs(step),
+                write=_table(lambda ds: {"framewise_displacement": ds["framewise_displacement"].to_numpy()}),
+                description="Head motion of each frame since the one before.",
+                about=lambda _: {"framewise_displacement": {"Description": "Power et al. 2012", "Units": "mm"}},
+            )
+
+    def _images(self, facts: RunFacts, step: Step) -> Iterator[_Output]:
+        ingest = self.steps[step.reads("ingest").address]
+        placed = _Grid(self.bench, ingest)
+        res = self.bench.study.inputs.res
+        yield _Output(
+            name=_run_name(facts, "bold.nii.gz", res=res, desc="denoised"),
+            step=step,
+            inputs=self._inputs(step),
+            write=placed.write_denoised,
+            description="Denoised series: NaN in censored frames and in voxels without signal, 0 outside the mask.",
+            about=lambda _: {"SkullStripped": self.bench.study.inputs.mask == "brain"},
+        )
+        yield _Output(
+            name=_run_name(facts, "boldmap.nii.gz", res=res, desc="tsnr"),
+            step=step,
+            inputs=self._inputs(step),
+            write=placed.write_tsnr,
+            description="Mean over standard deviation of the kept frames before denoising; 0 outside the mask.",
+        )
+
+    def _series(self, facts: RunFacts, step: Step) -> Iterator[_Output]:
+        yield _Output(
+            name=_series_name(facts, step),
+            step=step,
+            inputs=self._inputs(step),
+            write=_table(_series_columns),
+            description="Mean denoised series of each node; n/a in censored frames and for nodes without data.",
+            about=lambda _: {"SamplingFrequency": 1 / float(facts.template.attrs["t_r"])},
+        )
+        atlas = bids_label(step.address.path.split("/")[-1])
+        yield _Output(
+            name=_run_name(facts, "bold.tsv", atlas=atlas, stat="coverage"),
+            step=step,
+            inputs=self._inputs(step),
+            write=_table(lambda ds: {"Node": ds["node"].to_numpy(), "coverage": ds["coverage"].to_numpy()}),
+            description="Share of the voxels of each node that have data.",
+        )
+
+    def _netmat(self, facts: RunFacts, step: Step) -> _Output:
+        return _Output(
+            name=_netmat_name(facts, step),
+            step=step,
+            write=_write_relmat,
+            description="Connection of each pair of nodes; n/a where a node has no data.",
+            sources=(_series_name(facts, self.steps[step.upstream[0].address]),),
+            about=_about_relmat,
+        )
+
+
+class _GroupOutputs:
+    """The files of the cohort."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.steps = bench.plan.cohort()
+        self.excluded = _excluded_runs(bench)
+        self.runs = {facts.where: facts for facts in bench.survey.runs}
+
+    def list(self) -> Iterator[_Output]:
+        yield from self._nodes()
+        for step in self.steps:
+            match step.stage:
+                case "quality":
+                    yield from self._quality(step)
+                case "cohort":
+                    yield self._netmats(step)
+                case _:
+                    yield from self._test(step)
+
+    def _quality(self, step: Step) -> Iterator[_Output]:
+        yield _Output(
+            name="group/quality.tsv",
+            step=step,
+            inputs=tuple(other for other in self.bench.plan.steps if other.stage == "ingest"),
+            write=_table(_quality_columns),
+            description="Motion, frames and signal of every run, and why it was left out, if it was.",
+        )
+        yield _Output(
+            name="group/exclusions.tsv",
+            step=step,
+            sources=("group/quality.tsv",),
+            write=_table(self._exclusions),
+            description="Runs and subjects that no result holds, with the reason.",
+        )
+
+    def _exclusions(self, quality: xr.Dataset) -> dict[str, npt.ArrayLike]:
+        rows = [
+            (f"sub-{subject}", f"ses-{session}", str(run), str(reason))
+            for subject, session, run, reason in zip(
+                *(quality[name].to_numpy() for name in ("subject", "session", "run", "excluded")), strict=True
+            )
+            if reason
+        ]
+        rows += [(f"sub-{subject}", "", "", reason) for subject, reason in sorted(self.bench.plan.left_out.items())]
+        names = ("participant_id", "session_id", "run", "reason")
+        return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(names)}
+
+    def _nodes(self) -> Iterator[_Output]:
+        """Describe each node set once, from the first run that has its series."""
+        made = [step for step in self.bench.plan.steps if step.stage == "nodes" and step.where not in self.excluded]
+        for step in {other.address.path.split("/")[-1]: other for other in reversed(made)}.values():
+            atlas = bids_label(step.address.path.split("/")[-1])
+            yield _Output(
+                name=f"group/group_{bids_name({'atlas': atlas}, 'nodes.tsv')}",
+                step=step,
+                inputs=(step,),
+                write=_table(_node_columns),
+                description="Nodes with their networks and centres in mm, where they are known.",
+            )
+
+    def _netmats(self, step: Step) -> _Output:
+        by_address = {other.address: other for other in self.bench.plan.steps}
+        made_from = [by_address[up.address] for up in step.upstream]
+        return _Output(
+            name=self._name(step, "netmats.tsv"),
+            step=step,
+            write=_table(_cohort_columns),
+            description="Connection of each pair of nodes (row) in each observation (column), averaged over runs.",
+            sources=tuple(
+                _netmat_name(self.runs[netmat.where], netmat)
+                for netmat in made_from
+                if netmat.where not in self.excluded
+            ),
+            about=lambda ds: {"Values": _values_of(ds["netmat"])},
+        )
+
+    def _test(self, step: Step) -> Iterator[_Output]:
+        cohort = next(other for other in self.steps if other.address == step.upstream[0].address)
+        contrast = bids_label(step.address.path.split("/")[-1])
+        stat = str(cubes.open_group(self.bench.study.store, step.address)["stat_kind"].item()).lower()
+        values = {"Values": _values_of(cubes.open_group(self.bench.study.store, cohort.address)["netmat"])}
+        parts: list[tuple[str, Write, str]] = [
+            ("edges.tsv", _table(_edge_columns), "The test of each pair of nodes."),
+            (f"{stat}stat.tsv", _write_matrix("stat"), f"Statistic {stat} of each pair of nodes."),
+            ("pfwe.tsv", _write_matrix("p_fwe"), "Permutation p of each pair of nodes, corrected for all pairs."),
+            ("design.tsv", _table(_design_columns), "Design matrix: one row per subject."),
+            (
+                "maxstat.tsv",
+                _table(lambda ds: {"max_stat": ds["max_stat"].to_numpy()}),
+                "Largest statistic of each relabelling, the unpermuted data first: what p_fwe is read from.",
+            ),
+        ]
+        for suffix, write, description in parts:
+            yield _Output(
+                name=self._name(cohort, suffix, desc=contrast),
+                step=step,
+                write=write,
+                description=description,
+                sources=(self._name(cohort, "netmats.tsv"),),
+                inputs=(step,),
+                about=partial(_about_edges if suffix == "edges.tsv" else _about_test, values=values),
+            )
+
+    def _name(self, cohort: Step, suffix: str, *, desc: str | None = None) -> str:
+        _, node_set, kind = cohort.address.path.split("/")
+        entities = {"atlas": bids_label(node_set), "stat": STAT_OF_KIND.get(kind, kind), "desc": desc}
+        return f"group/group_{bids_name(entities, suffix)}"
+
+
+class _Grid:
+    """Where the voxels of a run lie."""
+
+    def __init__(self, bench: Workbench, ingest: Step) -> None:
+        self.root = bench.study.store
+        self.address = ingest.address
+
+    def write_denoised(self, path: Path, result: xr.Dataset) -> None:
+        denoised = result["denoised"].transpose("voxel", "time")
+        nifti_write.write_series(
+            path,
+            _slabs(denoised),
+            n_time=denoised.sizes["time"],
+            t_r=float(result.attrs["t_r"]),
+            **self._place(),
+        )
+
+    def write_tsnr(self, path: Path, result: xr.Dataset) -> None:
+        nifti_write.write_image(path, result["tsnr"].to_numpy(), **self._place())
+
+    def _place(self) -> dict[str, Any]:
+        raw = cubes.open_group(self.root, self.address)
+        return {
+            "ijk": np.stack([raw[axis].to_numpy() for axis in "ijk"], axis=1),
+            "grid_shape": tuple(raw.attrs["grid_shape"]),
+            "affine": raw.attrs["affine"],
+            "form_code": raw.attrs["sform_code"] or raw.attrs["qform_code"] or 1,
+        }
+
+
+def _run_name(facts: RunFacts, suffix: str, **entities: str | None) -> str:
+    """Return the path of an exported file of a run.
+
+    A label of a run that is no number (``LR``, ``AP1``) is written as ``acq``, since ``run`` is a number in BIDS.
+    """
+    run = facts.run
+    is_number = run.run.isdigit()
+    where = {
+        "sub": run.subject,
+        "ses": run.session,
+        "task": run.task or _TASK,
+        "acq": None if is_number else run.run,
+        "run": run.run if is_number else None,
+        "space": None if facts.space == layout.OWN_SPACE else facts.space,
+    }
+    return f"sub-{run.subject}/ses-{run.session}/func/{bids_name({**where, **entities}, suffix)}"
+
+
+def _series_name(facts: RunFacts, step: Step) -> str:
+    atlas = bids_label(step.address.path.split("/")[-1])
+    return _run_name(facts, "timeseries.tsv", atlas=atlas, stat="mean")
+
+
+def _netmat_name(facts: RunFacts, step: Step) -> str:
+    *_, node_set, kind = step.address.path.split("/")
+    return _run_name(facts, "relmat.tsv", atlas=bids_label(node_set), stat=STAT_OF_KIND.get(kind, kind))
+
+
+def _excluded_runs(bench: Workbench) -> set[str]:
+    steps = (step for step in bench.plan.steps if step.stage == "denoise")
+    return {step.where for step in steps if "excluded" in cubes.read_attrs(bench.study.store, step.address)}
+
+
+def _table(columns: Callable[[xr.Dataset], Mapping[str, npt.ArrayLike]]) -> Write:
+    """Return a writer of the table that a function takes from a result."""
+    return lambda path, result: write_atomic(path, derivatives.table_bytes(columns(result)))
+
+
+def _write_matrix(variable: str) -> Write:
+    """Return a writer of a variable of edges as a square matrix without diagonal."""
+
+    def write(path: Path, result: xr.Dataset) -> None:
+        matrix = unpack_edges(result[variable].to_numpy(), diagonal=np.nan)
+        write_atomic(path, derivatives.matrix_bytes(_nodes_of(result), matrix))
+
+    return write
+
+
+def _write_relmat(path: Path, result: xr.Dataset) -> None:
+    """Write correlations as r, with their unit diagonal; the store holds Fisher's z of them."""
+    netmat = result["netmat"]
+    is_z = netmat.attrs.get("z") == "fisher"
+    matrix = unpack_edges(np.tanh(netmat.to_numpy()) if is_z else netmat.to_numpy(), diagonal=np.nan)
+    if is_z:
+        has_data = ~np.isnan(matrix).all(axis=0)
+        np.fill_diagonal(matrix, np.where(has_data, 1.0, np.nan))
+    write_atomic(path, derivatives.matrix_bytes(_nodes_of(result), matrix))
+
+
+def _about_relmat(result: xr.Dataset) -> dict[str, Any]:
+    if result["netmat"].attrs.get("z") == "fisher":
+        return {"Values": "r", "Transform": "tanh of the Fisher z on which the group analysis is computed"}
+    return {"Values": str(result["netmat"].attrs["kind"]), "Diagonal": "n/a: only pairs of nodes are kept"}
+
+
+def _values_of(netmat: xr.DataArray) -> str:
+    return "Fisher z: arctanh of r" if netmat.attrs.get("z") == "fisher" else str(netmat.attrs["kind"])
+
+
+def _about_test(result: xr.Dataset, *, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the question of a test and how its p-values came about; ``values`` say what was tested."""
+    return {
+        "Question": result.attrs["question"],
+        **values,
+        "NumberOfObservations": result.attrs["n_observation"],
+        "NumberOfPermutations": int(result["n_permutations"]),
+        "Exhaustive": bool(result["exhaustive"]),
+        "LeftOut": result.attrs["left_out"],
+    }
+
+
+def _about_edges(result: xr.Dataset, *, values: Mapping[str, Any]) -> dict[str, Any]:
+    words = {name: str(result[name].attrs.get("long_name", "")) for name in _edge_variables(result)}
+    words["stat"] = f"Test statistic: {result['stat_kind'].item()}."
+    return {**_about_test(result, values=values), **{name: {"Description": text} for name, text in words.items()}}
+
+
+def _series_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
+    series = result["timeseries"].transpose("node", "time").to_numpy()
+    return dict(zip(map(str, result["node"].to_numpy()), series, strict=True))
+
+
+def _node_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
+    return {name: result[name].to_numpy() for name in ("node", "network", *"xyz") if name in result.coords}
+
+
+def _quality_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
+    columns: dict[str, npt.ArrayLike] = {
+        "participant_id": [f"sub-{label}" for label in result["subject"].to_numpy()],
+        "session_id": [f"ses-{label}" for label in result["session"].to_numpy()],
+        "run": result["run"].to_numpy(),
+    }
+    named = {"subject", "session", "run", "excluded"}
+    for name in sorted(set(map(str, result.data_vars)) - named):
+        values = result[name].to_numpy()
+        columns[name] = _counts(values) if name in _COUNTS else values
+    return {**columns, "excluded": result["excluded"].to_numpy()}
+
+
+def _counts(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """Return whole numbers, with empty cells where there is none."""
+    return np.array(["" if np.isnan(value) else int(value) for value in values], dtype=object)
+
+
+def _cohort_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
+    netmat = result["netmat"].transpose("observation", "edge").to_numpy()
+    return {
+        "node_i": result["node_i"].to_numpy(),
+        "node_j": result["node_j"].to_numpy(),
+        **dict(zip(map(str, result["observation"].to_numpy()), netmat, strict=True)),
+    }
+
+
+def _edge_variables(result: xr.Dataset) -> list[str]:
+    """Return the variables of a test that have one value per edge, the ones that are read first in front."""
+    first = ("effect", "stat", "dof", "p_unc", "p_fwe", "p_fdr", "cohen_d")
+    rest = sorted(str(name) for name in result.data_vars if result[name].dims == ("edge",) and name not in first)
+    return [*(name for name in first if name in result), *rest]
+
+
+def _edge_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
+    names = {name: result[name].to_numpy() for name in ("node_i", "node_j")}
+    return {**names, **{name: result[name].to_numpy() for name in _edge_variables(result)}}
+
+
+def _design_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
+    design = result["design"].transpose("regressor", "observation").to_numpy()
+    subjects = [f"sub-{label}" for label in result["observation"].to_numpy()]
+    return {"participant_id": subjects, **dict(zip(result.attrs["regressors"], design, strict=True))}
+
+
+def _nodes_of(result: xr.Dataset) -> list[str]:
+    """Return the names of the nodes, in order, from the coordinates of the edges."""
+    first, second = result["node_i"].to_numpy(), result["node_j"].to_numpy()
+    return [str(first[0]), *map(str, second[first == first[0]])]
+
+
+def _slabs(series: xr.DataArray) -> Iterable[npt.NDArray[np.float32]]:
+    """Yield ``(voxel, time)`` in blocks of frames that fit in memory."""
+    n_frame = max(1, _SLAB_BYTES // (series.sizes["voxel"] * series.dtype.itemsize))
+    for start in range(0, series.sizes["time"], n_frame):
+        yield series.isel(time=slice(start, start + n_frame)).to_numpy()
