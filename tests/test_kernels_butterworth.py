@@ -52,7 +52,8 @@ def test_filter_rows__equal_the_recipe(signal, rng, high_pass, low_pass, line, d
     filtered, level, power = filter_rows(signal, fitted)
 
     expected, mean = recipe(signal, kept, high_pass, low_pass, line=line)
-    np.testing.assert_allclose(filtered, expected, atol=1e-9)
+    np.testing.assert_allclose(filtered[:, kept], expected, atol=1e-9)
+    assert (filtered[:, ~mask] == 0).all()
     np.testing.assert_allclose(level, mean, rtol=1e-12)
     np.testing.assert_allclose(power, (signal[:, kept] ** 2).sum(axis=1), rtol=1e-12)
 

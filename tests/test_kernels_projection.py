@@ -93,14 +93,10 @@ def test_fit_projection__of_both_forms_is_one(signal, columns, mask):
     stop = cosine_basis(N_TIME, 41, N_TIME - 1)
 
     by_band = fit_projection(columns, mask, band=band)
-    by_columns = Projection(
-        basis=np.linalg.qr(
-            _centred(np.hstack([columns / np.linalg.norm(columns, axis=0), cosine_basis(N_TIME, 1, 3), stop])[mask])
-        )[0],
-        removes=True,
-        kept=by_band.kept,
-        n_time=N_TIME,
-    )
+    plain = np.hstack([columns / np.linalg.norm(columns, axis=0), cosine_basis(N_TIME, 1, 3), stop])
+    basis = np.zeros((N_TIME, plain.shape[1]))
+    basis[mask] = np.linalg.qr(_centred(plain[mask]))[0]
+    by_columns = Projection(basis=basis, removes=True, kept=by_band.kept, n_time=N_TIME)
 
     assert not by_band.removes
     assert by_band.df_left == by_columns.df_left

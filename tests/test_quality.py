@@ -154,7 +154,7 @@ def test_dvars__of_a_real_table_is_alike_to_that_of_fmriprep(shared_data):
 
 def test_estimate_dvars__finds_the_frame_that_jumps(run):
     bold = run["bold"].copy(deep=True)
-    bold[:, 60:] += 50
+    bold[:, 60:] += 5000
 
     actual = estimate_dvars(run.assign(bold=bold))
 

@@ -144,7 +144,7 @@ def filter_rows(x: Signal, butterworth: Butterworth) -> tuple[Array, Array, Arra
     Returns
     -------
     filtered
-        ``(row, kept)``.
+        ``(row, time)``, 0 at dropped frames.
     level
         ``(row,)`` mean of the bridged series.
     power
@@ -157,7 +157,7 @@ def filter_rows(x: Signal, butterworth: Butterworth) -> tuple[Array, Array, Arra
     """
     series = np.ascontiguousarray(x if x.dtype.kind == "f" else x.astype(np.float32))
     b = butterworth
-    filtered = np.empty((len(x), len(b.kept)))
+    filtered = np.zeros(x.shape)
     level, power = np.empty(len(x)), np.empty(len(x))
     work = np.empty((int(b.kept[-1] - b.kept[0]) + 1 + 2 * b.edge, LANES))
     inner = work[b.edge : len(work) - b.edge]
@@ -170,7 +170,7 @@ def filter_rows(x: Signal, butterworth: Butterworth) -> tuple[Array, Array, Arra
         _reflect(work, b.edge)
         _run_sections(work, b.sos, b.zi, False)  # noqa: FBT003 - compiled code takes no keywords cheaply
         _run_sections(work, b.sos, b.zi, True)  # noqa: FBT003
-        filtered[part] = inner[at].T[: len(level[part])]
+        filtered[part, b.kept] = inner[at].T[: len(level[part])]
     return filtered, level, power
 
 

@@ -37,7 +37,7 @@ class Projection:
     Parameters
     ----------
     basis
-        ``(kept, k)``, orthonormal columns, orthogonal to the constant.
+        ``(time, k)``, orthonormal columns, 0 at dropped frames, orthogonal to the constant over the kept ones.
     removes
         True: ``basis`` spans what is removed beside the mean. False: it spans what is kept.
     kept
@@ -53,6 +53,11 @@ class Projection:
     kept: Frames
     n_time: int
     butterworth: Butterworth | None = None
+
+    @property
+    def dropped(self) -> Frames:
+        """Positions of the dropped frames."""
+        return np.setdiff1d(np.arange(self.n_time), self.kept, assume_unique=True)
 
     @property
     def n_kept(self) -> int:
@@ -103,7 +108,7 @@ def fit_projection(columns: Array, sample_mask: npt.NDArray[np.bool_], *, band: 
             basis = _range_of(np.hstack([scaled, _scale_columns(stop[kept])]))
         else:
             basis = _complement_in_band(scaled, kept, cosine_basis(n_time, first, last))
-    return Projection(basis=np.asfortranarray(basis), removes=removes, kept=kept, n_time=n_time)
+    return Projection(basis=_over_all_frames(basis, kept, n_time), removes=removes, kept=kept, n_time=n_time)
 
 
 def fit_filtered(columns: Array, butterworth: Butterworth, *, n_time: int) -> Projection:
@@ -125,17 +130,23 @@ def fit_filtered(columns: Array, butterworth: Butterworth, *, n_time: int) -> Pr
     Lindquist MA et al. (2019). Modular preprocessing pipelines can reintroduce artifacts into fMRI data.
     https://doi.org/10.1002/hbm.24528
     """
-    scaled = _scale_columns(columns[butterworth.kept])
-    rows = np.zeros((scaled.shape[1], n_time))
-    rows[:, butterworth.kept] = scaled.T
-    filtered, _, _ = filter_rows(rows, butterworth)
+    kept = butterworth.kept
+    scaled = _scale_columns(columns[kept])
+    filtered, _, _ = filter_rows(_over_all_frames(scaled, kept, n_time).T, butterworth)
     # What the filter leaves nothing of, such as the line, is no regressor any more.
     survives = np.linalg.norm(filtered, axis=1) > RANK_TOLERANCE
     with blas.single_thread():
-        basis = _range_of(_scale_columns(filtered[survives].T))
+        basis = _range_of(_scale_columns(filtered[survives][:, kept].T))
     return Projection(
-        basis=np.asfortranarray(basis), removes=True, kept=butterworth.kept, n_time=n_time, butterworth=butterworth
+        basis=_over_all_frames(basis, kept, n_time), removes=True, kept=kept, n_time=n_time, butterworth=butterworth
     )
+
+
+def _over_all_frames(columns: Array, kept: Frames, n_time: int) -> Array:
+    """Return ``columns (kept, ...)`` with rows of 0 put in for the dropped frames."""
+    out = np.zeros((n_time, columns.shape[1]), order="F")
+    out[kept] = columns
+    return out
 
 
 def _scale_columns(columns: Array) -> Array:
@@ -232,9 +243,11 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _fill_tile(x: Signal, projection: Projection, scale: Scale, out: Signal) -> None:
     """Write the residuals of one tile of voxels to ``out``."""
-    work, mean, power = (
-        _take(x, projection) if projection.butterworth is None else filter_rows(x, projection.butterworth)
-    )
+    dropped = projection.dropped
+    if projection.butterworth is None:
+        work, mean, power = _centre(x, projection)
+    else:
+        work, mean, power = filter_rows(x, projection.butterworth)
     work = _project(work, projection)
     rest = np.vecdot(work, work)
 
@@ -242,38 +255,35 @@ def _fill_tile(x: Signal, projection: Projection, scale: Scale, out: Signal) -> 
     lives = (rest > NO_SIGNAL**2 * power) & np.isfinite(power)
     if scale != "none":
         # A residual has a mean only after a Butterworth filter, and only with dropped frames.
-        offset = work.mean(axis=1)
+        offset = work.sum(axis=1) / projection.n_kept
         work -= offset[:, None]
-        work *= _factor(work, mean + offset, power, scale)[:, None]
-    if not lives.all():
-        work[~lives] = np.nan
-
-    if projection.n_kept == projection.n_time:
-        out[...] = work
-    else:
-        out[...] = np.nan
-        out[:, projection.kept] = work
+        spread = rest - projection.n_kept * offset**2
+        work *= _factor(mean + offset, spread, power, scale=scale, n_kept=projection.n_kept)[:, None]
+    work[:, dropped] = np.nan
+    work[~lives] = np.nan
+    out[...] = work
 
 
-def _take(x: Signal, projection: Projection) -> tuple[Array, Array, Array]:
-    """Return the kept frames about their mean, the mean, and the sum of squares as they came."""
-    is_whole = projection.n_kept == projection.n_time
-    work: Array = (x if is_whole else np.take(x, projection.kept, axis=1)).astype(np.float64)
+def _centre(x: Signal, projection: Projection) -> tuple[Array, Array, Array]:
+    """Return the rows about their mean over the kept frames and 0 elsewhere, the mean, and the sum of squares."""
+    dropped = projection.dropped
+    work: Array = x.astype(np.float64)
+    # What dropped frames hold may be anything, and 0 times infinity is not 0.
+    work[:, dropped] = 0.0
     power = np.vecdot(work, work)
-    mean = work.mean(axis=1)
+    mean = work.sum(axis=1) / projection.n_kept
     work -= mean[:, None]
+    work[:, dropped] = 0.0
     return work, mean, power
 
 
-def _factor(work: Array, level: Array, power: Array, scale: Scale) -> Array:
+def _factor(level: Array, spread: Array, power: Array, *, scale: Scale, n_kept: int) -> Array:
     """Return what to multiply each row with; NaN where there is no level to be a percentage of."""
-    n_kept = work.shape[1]
-    out = np.full(len(work), np.nan)
+    out = np.full(len(level), np.nan)
     if scale == "psc":
         np.divide(100.0, np.abs(level), out=out, where=level**2 * n_kept > NO_SIGNAL**2 * power)
         return out
-    rest = np.vecdot(work, work)
-    factor: Array = np.sqrt(np.divide(n_kept - 1, rest, out=out, where=rest > 0))
+    factor: Array = np.sqrt(np.divide(n_kept - 1, spread, out=out, where=spread > 0))
     return factor
 
 
