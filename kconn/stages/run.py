@@ -71,7 +71,7 @@ def extract_nodes(job: Job) -> None:
     params = dict(job.step.params)
     nodes = load_nodes(params, {role: job.folder / path for role, path in job.step.files.items()}, raw)
     out = parcellate(joined, nodes, min_coverage=params["min_coverage"])
-    job.publish(out[["timeseries", "coverage", "sample_mask"]].drop_vars(list("ijk"), errors="ignore"))
+    job.publish(out[["timeseries", "coverage", "sample_mask", "df_left"]].drop_vars(list("ijk"), errors="ignore"))
 
 
 def estimate_run_netmat(job: Job) -> None:
@@ -84,7 +84,7 @@ def estimate_run_netmat(job: Job) -> None:
     out = estimate_netmats(series, kind=params["kind"], rho=params["rho"])
     if params["kind"] != "cov":
         out = fisher_z(out)
-    job.publish(out.drop_vars(["timeseries", "coverage", "sample_mask"]))
+    job.publish(out.drop_vars(["timeseries", "coverage", "sample_mask", "df_left"]))
 
 
 def _read_table_run(job: Job) -> xr.Dataset:
