@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -10,10 +9,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
-from formulaic import Formula, model_matrix
-from formulaic.errors import FormulaicError
 
 from kconn.errors import DesignError
+from kconn.formulas import evaluate_formula, refuse_missing
 
 Test = Literal["two-sample", "paired", "one-sample", "covariate"]
 _INTERCEPT: Final = "Intercept"
@@ -112,6 +110,8 @@ def build_test(
     _check_sessions(needed, present)
     people, left_out = _select_people(participants, sessions, hypothesis, present)
     design, weights, question = _build_design(people, hypothesis)
+    for subject in people.index.difference(design.index):
+        left_out[str(subject)] = f"{hypothesis.effect} is another than the two levels that are compared"
     rows = [_observe(netmat, subject, hypothesis) for subject in design.index]
     data = xr.concat(rows, dim="observation", coords="minimal", compat="override", join="exact")
     data = data.assign_coords(observation=("observation", np.asarray(design.index, dtype=object)))
@@ -165,7 +165,7 @@ def _select_people(
             left_out[subject] = f"no usable run in session {', '.join(lacking)}"
     people = participants.loc[[subject for subject in sorted(present) if subject not in left_out]].copy()
     if sessions is not None and len(needed) == 1:
-        rows = sessions.xs(needed[0], level="session")
+        rows = sessions[sessions.index.get_level_values("session") == needed[0]].droplevel("session")
         people = people.join(rows[[column for column in rows.columns if column not in people.columns]], how="left")
     for column, wanted in (hypothesis.where or {}).items():
         values = wanted if isinstance(wanted, list) else [wanted]
@@ -174,6 +174,13 @@ def _select_people(
             str(subject): f"{column} is not {' or '.join(map(str, values))}" for subject in people.index[~keep]
         }
         people = people[keep]
+    if people.empty:
+        raise DesignError(
+            "E-TOO-FEW",
+            "no subject is left for the test",
+            rule="subjects need a run in every session of the contrast and the values that 'where' asks for",
+            fix="correct 'where', 'sessions' or 'change' of the contrast",
+        )
     return people, left_out
 
 
@@ -185,7 +192,7 @@ def _build_design(
     else:
         what = {"paired": "mean", "one-sample": "mean", "covariate": f"slope on {hypothesis.effect}"}[hypothesis.test]
     tested = hypothesis.effect or _INTERCEPT
-    design = _evaluate(people, hypothesis.formula)
+    design = evaluate_formula(hypothesis.formula, people)
     if tested not in design.columns:
         raise DesignError(
             "E-DESIGN-FORMULA",
@@ -216,7 +223,8 @@ def _code_groups(people: pd.DataFrame, hypothesis: Hypothesis) -> tuple[pd.DataF
     """Return the people of the two levels, with the tested column as 0 for A and 1 for B."""
     effect = str(hypothesis.effect)
     column = _column(people, effect)
-    found = sorted(column.dropna().unique(), key=str)
+    refuse_missing(people, [effect])
+    found = sorted(column.unique(), key=str)
     levels = hypothesis.levels or tuple(found)
     if len(levels) != 2 or any(level not in found for level in levels):
         raise DesignError(
@@ -237,45 +245,6 @@ def _code_groups(people: pd.DataFrame, hypothesis: Hypothesis) -> tuple[pd.DataF
             fix="widen the selection",
         )
     return people, f"{levels[1]} (n={n_second}) minus {levels[0]} (n={n_first})"
-
-
-def _evaluate(people: pd.DataFrame, formula: str) -> pd.DataFrame:
-    try:
-        used = sorted(set(map(str, Formula(formula).required_variables)) & set(people.columns))
-        _refuse_missing(people, used)
-        matrix = model_matrix(formula, people, na_action="raise")
-    except (FormulaicError, ValueError, SyntaxError, NameError, TypeError) as error:
-        if isinstance(error, DesignError):
-            raise
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0]
-        raise DesignError(
-            "E-DESIGN-FORMULA",
-            f"{formula!r} cannot be evaluated: {reason}",
-            rule=f"the columns are {', '.join(map(str, people.columns))}",
-            fix="correct the formula",
-        ) from error
-    design = pd.DataFrame(np.asarray(matrix, dtype=np.float64), index=people.index, columns=list(matrix.columns))
-    if not np.isfinite(design.to_numpy()).all():
-        raise DesignError(
-            "E-COV-NAN",
-            f"{formula!r} gives values that are not finite",
-            rule="a design matrix holds finite numbers",
-            fix="look at the covariates, and at functions such as log in the formula",
-        )
-    return design
-
-
-def _refuse_missing(people: pd.DataFrame, columns: Sequence[str]) -> None:
-    for column in columns:
-        if people[column].isna().any():
-            subject = people.index[people[column].isna()][0]
-            raise DesignError(
-                "E-COV-NAN",
-                f"{column!r} is missing",
-                where=f"sub-{subject}",
-                rule="every subject of a test has every covariate",
-                fix="complete the table, or leave the subject out with 'include' or 'where'",
-            )
 
 
 def _observe(netmat: xr.DataArray, subject: Any, hypothesis: Hypothesis) -> xr.DataArray:

@@ -1,0 +1,147 @@
+"""Formulas over the columns of a table: sums of terms with arithmetic and a few functions in them, never code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from formulaic import Formula, SimpleFormula, model_matrix
+from formulaic.errors import FormulaicError
+
+from kconn.errors import DesignError
+
+#: What may be called, beside NumPy's functions of one number. None looks at the order of the rows.
+FUNCTIONS: Final = frozenset(
+    {"C", "I", "bs", "cc", "center", "cr", "cs", "exp", "exp10", "exp2", "log", "log10", "log2", "poly", "scale"}
+)
+_ARITHMETIC: Final = (
+    ast.BinOp,
+    ast.Call,
+    ast.Compare,
+    ast.Constant,
+    ast.Expression,
+    ast.List,
+    ast.Tuple,
+    ast.UnaryOp,
+    ast.cmpop,
+    ast.expr_context,
+    ast.keyword,
+    ast.operator,
+    ast.unaryop,
+)
+
+
+def evaluate_formula(formula: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the design matrix of a formula: one row per row of the table, one column per regressor.
+
+    Parameters
+    ----------
+    formula
+        Wilkinson notation without a left-hand side, such as ``"group + age"``. The intercept is implied.
+    table
+        One row per observation.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Float64, with the index of the table.
+
+    Raises
+    ------
+    DesignError
+        ``E-DESIGN-FORMULA``, or ``E-COV-NAN`` where a cell is missing or a function of it is not finite.
+
+    References
+    ----------
+    Wilkinson GN, Rogers CE (1973). https://doi.org/10.2307/2346786
+    """
+    try:
+        terms = Formula(formula)
+        if not isinstance(terms, SimpleFormula):
+            raise _refusal(formula, table, "it has several sides or parts")
+        refuse_missing(table, sorted(_find_columns(terms, formula, table)))
+        matrix = model_matrix(terms, table, na_action="raise", context={})
+    except DesignError:
+        raise
+    except (FormulaicError, ArithmeticError, AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n")[0]
+        raise _refusal(formula, table, reason or type(error).__name__) from error
+    design = pd.DataFrame(np.asarray(matrix, dtype=np.float64), index=table.index, columns=list(matrix.columns))
+    if not np.isfinite(design.to_numpy()).all():
+        raise DesignError(
+            "E-COV-NAN",
+            f"{formula!r} gives values that are not finite",
+            rule="a design matrix holds finite numbers",
+            fix="look at the covariates, and at functions such as log in the formula",
+        )
+    return design
+
+
+def _find_columns(terms: SimpleFormula, formula: str, table: pd.DataFrame) -> set[str]:
+    """Return the columns that a formula names, refusing all that is neither a column nor arithmetic."""
+    names: set[str] = set()
+    for factor in (factor for term in terms for factor in term.factors):
+        if factor.eval_method.value == "lookup":
+            names.add(factor.expr)
+        elif factor.eval_method.value == "python":
+            for name in _find_names(factor.expr):
+                if name is None:
+                    raise _refusal(formula, table, f"{factor.expr!r} is more than arithmetic")
+                names.add(name)
+    columns = set(map(str, table.columns))
+    if unknown := sorted(names - columns):
+        raise _refusal(formula, table, f"there is no column {unknown[0]!r}")
+    return names
+
+
+def _find_names(expression: str) -> Iterator[str | None]:
+    """Yield the columns in an expression, and None for what is not allowed in one."""
+    nodes = [ast.parse(expression, mode="eval").body]
+    while nodes:
+        node: ast.AST = nodes.pop()
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif not isinstance(node, _ARITHMETIC) or (isinstance(node, ast.Call) and not _may_call(node.func)):
+            yield None
+        else:
+            children = [child for child in ast.iter_child_nodes(node) if child is not getattr(node, "func", None)]
+            nodes += children  # type: ignore[arg-type]  # a node of any kind
+
+
+def _may_call(function: ast.expr) -> bool:
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "np":
+        return isinstance(getattr(np, function.attr, None), np.ufunc)
+    return isinstance(function, ast.Name) and function.id in FUNCTIONS
+
+
+def refuse_missing(table: pd.DataFrame, columns: list[str]) -> None:
+    """Refuse a cell that is missing in a column that a test uses.
+
+    Raises
+    ------
+    DesignError
+        ``E-COV-NAN``, naming the subject.
+    """
+    for column in columns:
+        missing = table[column].isna()
+        if missing.any():
+            raise DesignError(
+                "E-COV-NAN",
+                f"{column!r} is missing",
+                where=f"sub-{table.index[missing][0]}",
+                rule="every subject of a test has every covariate",
+                fix="complete the table, or leave the subject out with 'include' or 'where'",
+            )
+
+
+def _refusal(formula: str, table: pd.DataFrame, reason: str) -> DesignError:
+    return DesignError(
+        "E-DESIGN-FORMULA",
+        f"{formula!r} cannot be evaluated: {reason}",
+        rule=f"a sum of terms such as 'group + age'; the columns are {', '.join(map(str, table.columns)) or 'none'}",
+        fix="correct the formula",
+    )
