@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 #: Every code, with what it means. A code never changes its meaning; `docs/errors.md` is printed from this table.
@@ -74,6 +77,7 @@ CODES: Final[dict[str, str]] = {
     "E-STORE-LOCKED": "Another process is writing to this store.",
     "E-STORE-ALIGN": "A write would cross the boundary of a chunk.",
     # resources
+    "E-PERMISSION": "A file or folder may not be written or read.",
     "E-DISK": "The disk is full, or has less room than the plan needs.",
     "E-MEM": "A step needs more memory than a worker has.",
     "E-WORKER": "A worker died or stopped answering.",
@@ -127,9 +131,10 @@ class KconnError(Exception):
         """Survive the way back from a worker."""
         return (_rebuild, (type(self), self.code, self.problem, self.where, self.rule, self.fix, self.details))
 
-    def at(self, where: str) -> KconnError:
-        """Return the same error with its place put in, where none was known when it was raised."""
-        return _rebuild(type(self), self.code, self.problem, self.where or where, self.rule, self.fix, self.details)
+    def at(self, where: str, *, anew: bool = False) -> KconnError:
+        """Return the same error with its place put in, where none was known when it was raised, or ``anew``."""
+        place = where if anew else self.where or where
+        return _rebuild(type(self), self.code, self.problem, place, self.rule, self.fix, self.details)
 
 
 def _rebuild(cls: type[KconnError], *fields: str) -> KconnError:
@@ -139,8 +144,47 @@ def _rebuild(cls: type[KconnError], *fields: str) -> KconnError:
     return error
 
 
+def first_of(problems: Sequence[KconnError]) -> KconnError:
+    """Return the first of several errors, saying how many there are."""
+    first = problems[0]
+    if len(problems) == 1:
+        return first
+    more = f" (and {len(problems) - 1} more; `kconn check` lists all)"
+    fields = (first.where, first.rule, first.fix, first.details)
+    return _rebuild(type(first), first.code, first.problem + more, *fields)
+
+
 def unforeseen(error: BaseException, *, what: str = "kconn", where: str = "") -> KconnError:
-    """Return the error that stands for one that nobody foresaw, with its traceback in ``details`` for the log."""
+    """Return the error of ours that stands for one that was not caught where it arose.
+
+    A full disk, a place that cannot be written and lack of memory can strike anywhere. What is left is an error that
+    nobody foresaw, with its traceback in ``details`` for the log.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in {errno.ENOSPC, errno.EDQUOT}:
+        return ResourceError(
+            "E-DISK",
+            "the disk is full",
+            where=where,
+            rule="a step needs room for its result",
+            fix="free space and run again: finished steps are kept",
+        )
+    if isinstance(error, OSError) and number in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return ResourceError(
+            "E-PERMISSION",
+            f"{what} may not use {Path(error.filename or '').name!r}: {error.strerror}",
+            where=where,
+            rule="inputs can be read; store, report and what is beside them can be written",
+            fix="change the permissions, or put [study] store and report where you may write",
+        )
+    if isinstance(error, MemoryError):
+        return ResourceError(
+            "E-MEM",
+            f"{what} ran out of memory",
+            where=where,
+            rule="`kconn plan` prints what a worker needs",
+            fix="run with fewer workers, or on a machine with more memory",
+        )
     found = KconnError(
         "E-INTERNAL",
         f"{what} failed with {type(error).__name__}",

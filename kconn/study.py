@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kconn.errors import StudyFileError
+from kconn.errors import StudyFileError, first_of
 
 #: ``"none"`` stands for "not applied": TOML has no null.
 Off = Literal["none"]
@@ -211,6 +211,10 @@ class ContrastTable(_Table):
             raise ValueError("a paired test needs 'change = [A, B]', the two visits")
         if self.change is not None and self.sessions is not None:
             raise ValueError("give 'sessions' or 'change', not both")
+        for key in ("levels", "change", "sessions"):
+            named = getattr(self, key) or []
+            if len(set(named)) != len(named):
+                raise ValueError(f"{key!r} names the same twice: {named}")
         return self
 
 
@@ -273,6 +277,20 @@ def read_study(path: str | Path) -> Study:
     StudyFileError
         ``E-STUDY-READ``, ``E-STUDY-KEY`` (naming the nearest known key) or ``E-STUDY-VALUE``.
     """
+    study = parse_study(path)
+    if isinstance(study, Study):
+        return study
+    raise first_of(study)
+
+
+def parse_study(path: str | Path) -> Study | list[StudyFileError]:
+    """Read a study file and return it, or everything that is wrong with it.
+
+    Raises
+    ------
+    StudyFileError
+        ``E-STUDY-READ`` where nothing more can be said.
+    """
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -285,31 +303,35 @@ def read_study(path: str | Path) -> Study:
             fix="correct the path or the line, or start anew with `kconn init`",
         ) from error
     if "folder" in content:
-        raise _unknown_key(path, ("folder",))
+        return [_unknown_key(path, ("folder",))]
     try:
         return Study.model_validate({**content, "folder": path.resolve().parent})
     except ValidationError as error:
-        raise _translated(path, error) from error
+        return _translated(path, error)
 
 
-def _translated(path: Path, error: ValidationError) -> StudyFileError:
-    """Return the first finding of pydantic as an error of ours; unknown keys first, since they cause others."""
-    findings = error.errors(include_url=False, include_context=False)
-    unknown = [finding for finding in findings if finding["type"] == "extra_forbidden"]
-    finding = (unknown or findings)[0]
-    place = tuple(str(part) for part in finding["loc"])
-    if unknown:
-        return _unknown_key(path, place)
-    message = finding["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(finding["input"], Mapping) else f", got {finding['input']!r}"
-    more = f" ({len(findings) - 1} more after this one)" if len(findings) > 1 else ""
-    return StudyFileError(
-        "E-STUDY-VALUE",
-        f"{'.'.join(place) or 'the file'}: {message}{value}{more}",
-        where=path.name,
-        rule=_rule_for(place),
-        fix="`kconn init` writes a commented file with every key and its default",
-    )
+def _translated(path: Path, error: ValidationError) -> list[StudyFileError]:
+    """Return the findings of pydantic as errors of ours; unknown keys first, since they cause others."""
+    unknown: list[StudyFileError] = []
+    wrong: dict[tuple[str, ...], list[str]] = {}
+    for finding in error.errors(include_url=False, include_context=False):
+        place = tuple(str(part) for part in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            unknown.append(_unknown_key(path, place))
+            continue
+        value = "" if isinstance(finding["input"], Mapping) else f", got {finding['input']!r}"
+        key = place[: 3 if place[:1] in {("nodes",), ("contrasts",)} else 2]  # without the alternatives of a type
+        wrong.setdefault(key, []).append(finding["msg"].removeprefix("Value error, ") + value)
+    return unknown + [
+        StudyFileError(
+            "E-STUDY-VALUE",
+            f"{'.'.join(place) or 'the file'}: {'; or '.join(messages)}",
+            where=path.name,
+            rule=_rule_for(place),
+            fix="`kconn init` writes a commented file with every key and its default",
+        )
+        for place, messages in wrong.items()
+    ]
 
 
 def _unknown_key(path: Path, place: tuple[str, ...]) -> StudyFileError:
@@ -346,6 +368,7 @@ def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
 
 
 def _rule_for(place: tuple[str, ...]) -> str:
-    model = table_model(place)
-    field = model.model_fields.get(place[-1]) if model and len(place) > 1 else None
-    return field.description or "" if field else ""
+    """Return what a key is, or what its table is."""
+    model = table_model(place) or Study
+    field = model.model_fields.get(place[-1]) if len(place) > 1 else None
+    return (field and field.description) or (model.__doc__ or "").splitlines()[0].replace("`", "")

@@ -15,7 +15,7 @@ import xarray as xr
 
 from kconn.confounds import select_terms
 from kconn.design import Hypothesis, build_test
-from kconn.errors import InputError, KconnError, StudyFileError
+from kconn.errors import InputError, KconnError, StudyFileError, first_of
 from kconn.io import layout, nifti, tables
 from kconn.io.layout import Run
 from kconn.kernels import glm
@@ -93,13 +93,8 @@ class Survey:
         ------
         KconnError
         """
-        if not self.problems:
-            return
-        first = self.problems[0]
-        if len(self.problems) == 1:
-            raise first
-        more = f" (and {len(self.problems) - 1} more; `kconn check` lists all)"
-        raise type(first)(first.code, first.problem + more, where=first.where, rule=first.rule, fix=first.fix)
+        if self.problems:
+            raise first_of(self.problems)
 
 
 def survey_study(study: Study) -> Survey:
@@ -108,19 +103,25 @@ def survey_study(study: Study) -> Survey:
     Raises
     ------
     KconnError
-        Where nothing can be said at all: no run, or tables that cannot be read. All else is in ``problems``.
+        Where nothing can be said at all: no run was found. All else is in ``problems``.
     """
     problems: list[KconnError] = []
     runs = find_runs(study)
-    participants, sessions = read_people(study, runs)
-    runs, left_out = _include(study, runs, participants, problems)
+    participants, sessions = _bare_rows(runs), None
+    with _collected(problems):
+        participants, sessions = read_people(study, runs)
+    left_out: dict[str, str] = {}
+    if not problems:
+        runs, left_out = _include(study, runs, participants, problems)
+    are_known = not problems
+    _check_outputs(study, problems)
     facts: list[RunFacts] = []
     for run in runs:
         with _collected(problems, run.where):
             facts.append(_examine(study, run))
     n_nodes = _check_nodes(study, facts, problems)
-    if facts and not problems:
-        _check_contrasts(study, facts, participants, sessions, problems)
+    if are_known:
+        _check_contrasts(study, runs, participants, sessions, problems)
     return Survey(
         runs=tuple(facts),
         participants=participants,
@@ -158,16 +159,21 @@ def read_people(study: Study, runs: Iterable[Run]) -> tuple[pd.DataFrame, pd.Dat
     if inputs.participants is not None:
         path = study.folder / inputs.participants
         return tables.read_participants(path, id_column=column, id_format=id_format), sessions
-    subjects = sorted({run.subject for run in runs})
-    return pd.DataFrame(index=pd.Index(subjects, name="subject")), sessions
+    return _bare_rows(runs), sessions
+
+
+def _bare_rows(runs: Iterable[Run]) -> pd.DataFrame:
+    return pd.DataFrame(index=pd.Index(sorted({run.subject for run in runs}), name="subject"))
 
 
 @contextmanager
-def _collected(problems: list[KconnError], where: str = "") -> Iterator[None]:
+def _collected(problems: list[KconnError], where: str = "", *, of: str = "") -> Iterator[None]:
+    """Keep an error for the list, with its place, and of which part of the study file it speaks."""
     try:
         yield
     except KconnError as error:
-        problems.append(error.at(where))
+        place = ", ".join(filter(None, (of, error.where or where)))
+        problems.append(error.at(place, anew=True))
 
 
 def _include(
@@ -193,7 +199,32 @@ def _include(
         out = participants.index[~participants[column].isin(values)]
         left_out |= {str(subject): f"{column} is not {' or '.join(map(str, values))}" for subject in out}
     left_out |= {str(subject): "no run was found" for subject in participants.index if subject not in subjects}
-    return [run for run in runs if run.subject not in left_out], left_out
+    included = [run for run in runs if run.subject not in left_out]
+    if not included:
+        problems.append(
+            InputError(
+                "E-NO-RUNS",
+                "inputs.include leaves no subject that has a run",
+                rule="at least one run is used",
+                fix="correct inputs.include",
+            )
+        )
+    return included, left_out
+
+
+def _check_outputs(study: Study, problems: list[KconnError]) -> None:
+    """Refuse a store or report that cannot be where the study file wants it."""
+    for key, path in (("store", study.store), ("report", study.report)):
+        above = next(folder for folder in path.parents if folder.exists())
+        if not above.is_dir() or (path.exists() and path.is_dir() != (key == "store")):
+            problems.append(
+                StudyFileError(
+                    "E-STUDY-VALUE",
+                    f"study.{key} = {getattr(study.study, key)!r} cannot be written: something else is in the way",
+                    rule="the store is a folder of its own, the report a file; what is above them are folders",
+                    fix=f"name another place in [study] {key}",
+                )
+            )
 
 
 def _examine(study: Study, run: Run) -> RunFacts:
@@ -274,7 +305,7 @@ def _examine_table(study: Study, run: Run) -> RunFacts:
         n_voxel=n_node,
         itemsize=8,
         n_bytes=run.timeseries.stat().st_size,
-        template=xr.Dataset(coords={"node": ("node", names)}, attrs={"where": run.where, "t_r": inputs.t_r}),
+        template=xr.Dataset(coords={"column": ("column", names)}, attrs={"where": run.where, "t_r": inputs.t_r}),
     )
 
 
@@ -294,24 +325,24 @@ def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]
     """Load every node set and place it on the grid of every run; a grid that was seen is not tried again."""
     n_nodes: dict[str, int] = {}
     for name, table in study.nodes.items():
-        seen: set[Any] = set()
+        seen: dict[Any, int] = {}
         for run in facts:
             grid = _grid(run)
-            if grid in seen:
-                continue
-            seen.add(grid)
-            with _collected(problems, f"nodes.{name}, {run.where}"):
-                nodes = _load(study, table, run)
-                _place(nodes, run)
-                n_nodes[name] = max(n_nodes.get(name, 0), len(nodes.names))
+            with _collected(problems, run.where, of=f"nodes.{name}"):
+                if grid not in seen:
+                    seen[grid] = 0
+                    nodes = _load(study, table, run)
+                    _place(nodes, run)
+                    seen[grid] = len(nodes.names)
                 if "partial" in study.connectivity.kinds:
-                    check_rank(run.n_time, len(nodes.names))
+                    check_rank(run.n_time, seen[grid])
+        n_nodes[name] = max(seen.values(), default=0)
     return n_nodes
 
 
 def _grid(run: RunFacts) -> Any:
-    if "node" in run.template.coords:
-        return tuple(run.template["node"].to_numpy())
+    if "column" in run.template.coords:
+        return tuple(run.template["column"].to_numpy())
     return (tuple(run.template.attrs["grid_shape"]), np.asarray(run.template.attrs["affine"]).tobytes())
 
 
@@ -324,7 +355,7 @@ def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet:
 def _place(nodes: NodeSet, run: RunFacts) -> None:
     if isinstance(nodes.source, Columns):
         return
-    if "node" in run.template.coords:
+    if "column" in run.template.coords:
         raise InputError(
             "E-NODES",
             "an atlas or spheres need images, these runs are tables of node series",
@@ -337,13 +368,13 @@ def _place(nodes: NodeSet, run: RunFacts) -> None:
 
 def _check_contrasts(
     study: Study,
-    facts: list[RunFacts],
+    runs: list[Run],
     participants: pd.DataFrame,
     sessions: pd.DataFrame | None,
     problems: list[KconnError],
 ) -> None:
     """Build the design of every contrast as if every run were usable."""
-    observations = sorted({(run.run.subject, run.run.session) for run in facts})
+    observations = sorted({(run.subject, run.session) for run in runs})
     netmat = xr.DataArray(
         np.zeros((len(observations), 1)),
         dims=("observation", "edge"),
@@ -354,7 +385,7 @@ def _check_contrasts(
         },
     )
     for name, contrast in study.contrasts.items():
-        with _collected(problems, f"contrasts.{name}"):
+        with _collected(problems, of=f"contrasts.{name}"):
             fields = contrast.model_dump(mode="json", exclude={"alternative", "n_perm"})
             test = build_test(netmat, participants, sessions, Hypothesis.of(fields))
             glm.check_design(test.design.to_numpy())

@@ -67,11 +67,19 @@ def create_store(root: Path) -> None:
     Raises
     ------
     StoreError
-        ``E-STORE-SCHEMA`` if the store was written by a version that this one does not know.
+        ``E-STORE-SCHEMA`` if the store was written by a version that this one does not know, ``E-FILE-EXISTS`` if the
+        folder holds something else.
     """
     if (root / _META).exists():
         check_store(root)
         return
+    if root.is_dir() and any(not path.name.endswith(".partial") for path in root.iterdir()):
+        raise StoreError(
+            "E-FILE-EXISTS",
+            f"the folder {root.name!r} holds something other than a study store",
+            rule="a store is a folder of its own",
+            fix="name another folder in [study] store",
+        )
     write_atomic(root / _META, canonical_json({**_GROUP, "attributes": {"schema_version": SCHEMA_VERSION}}))
 
 
