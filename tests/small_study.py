@@ -60,7 +60,7 @@ def write_study(folder, **changes):
     """Write the study file alone."""
     tables = copy.deepcopy(TABLES)
     for name, table in changes.items():
-        tables[name] = {key: value for key, value in {**tables[name], **table}.items() if value is not None}
+        tables[name] = {**tables.get(name, {}), **table}
     path = folder / "study.toml"
     path.write_text("schema_version = 1\n" + "".join(_toml(name, table) for name, table in tables.items()))
     return path
@@ -71,6 +71,8 @@ def _toml(name, table):
     lines = [f"[{name}]"]
     inner = ""
     for key, value in table.items():
+        if value is None:
+            continue
         if isinstance(value, dict) and name in {"nodes", "contrasts"}:
             inner += _toml(f"{name}.{key}", value)
         elif isinstance(value, dict):

@@ -1,0 +1,323 @@
+"""The shell: exit codes, what it prints, and that no bad study gets past it as a traceback or as half a store."""
+
+import gzip
+import json
+import shutil
+import struct
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from kconn import cli
+from kconn.io import store
+from tests.small_study import ATLAS, run_file, small_study
+
+SIDECAR, BOLD, MASK = "desc-preproc_bold.json", "desc-preproc_bold.nii.gz", "desc-brain_mask.nii.gz"
+CONFOUNDS = "desc-confounds_timeseries.tsv"
+
+
+def run_here(capsys, *arguments):
+    """Run a command in this process; return its exit code, stdout and stderr."""
+    capsys.readouterr()
+    code = cli.main([str(argument) for argument in arguments])
+    written = capsys.readouterr()
+    assert "Traceback" not in written.out + written.err
+    return code, written.out, written.err
+
+
+# What is done to the folder of a good study; the place of the error is `where`.
+
+
+def edit_header(path, **fields):
+    """Overwrite fields of a compressed NIfTI header: (offset, struct format, value)."""
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    offsets = {"pixdim4": (92, "<f"), "xyzt_units": (123, "<B"), "srow_x": (280, "<4f"), "dim4": (48, "<h")}
+    for name, value in fields.items():
+        offset, form = offsets[name]
+        struct.pack_into(form, raw, offset, *np.atleast_1d(value).tolist())
+    path.write_bytes(gzip.compress(bytes(raw), mtime=0))
+
+
+def bold_header(*, keep_sidecar=True, **fields):
+    def edit(folder):
+        edit_header(run_file(folder, "02", BOLD), **fields)
+        if not keep_sidecar:
+            run_file(folder, "02", SIDECAR).unlink()
+
+    return edit
+
+
+def cut(folder):
+    path = run_file(folder, "02", BOLD)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip(folder):
+    path = run_file(folder, "02", BOLD)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+def not_a_number(folder):
+    path = run_file(folder, "02", BOLD)
+    image = nib.load(path)
+    data = image.get_fdata(dtype=np.float32)
+    data[4, 4, 4, 7] = np.nan
+    header = image.header.copy()
+    header.set_data_dtype(np.float32)
+    header.set_slope_inter(1, 0)
+    nib.Nifti1Image(data, None, header).to_filename(path)
+
+
+def sidecar(content):
+    return lambda folder: run_file(folder, "02", SIDECAR).write_text(content)
+
+
+def rewrite_image(name, change):
+    """Write an image again with `change(data, affine)`."""
+
+    def rewrite(folder):
+        path = run_file(folder, "02", MASK) if name == "mask" else folder / ATLAS
+        image = nib.load(path)
+        data, affine = change(np.asarray(image.dataobj), image.affine.copy())
+        nib.Nifti1Image(data, affine, dtype=data.dtype).to_filename(path)
+
+    return rewrite
+
+
+def shifted(data, affine):
+    affine[0, 3] += 7.0
+    return data, affine
+
+
+def of_labels(data, affine):
+    data[tuple(np.argwhere(data)[0])] = 3
+    return data, affine
+
+
+def a_node_per_voxel(data, affine):
+    return np.arange(1, data.size + 1, dtype=np.int16).reshape(data.shape), affine
+
+
+def edit_table(name, change):
+    """Write a table again with `change(frame)`."""
+
+    def rewrite(folder):
+        path = run_file(folder, "02", CONFOUNDS) if name == "confounds" else folder / "derivatives" / name
+        table = change(pd.read_csv(path, sep="\t", na_values="n/a"))
+        table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+
+    return rewrite
+
+
+def without(path):
+    def remove(folder):
+        target = path(folder) if callable(path) else folder / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+    return remove
+
+
+def case_variant(folder):
+    good = folder / "derivatives" / "sub-02"
+    for path in [path for path in good.rglob("*") if path.is_file()]:
+        copy = folder / "derivatives" / path.relative_to(folder / "derivatives").as_posix().replace("sub-02", "sub-O2")
+        twin = copy.with_name(copy.name.replace("sub-O2", "sub-o2"))
+        for target in (
+            copy,
+            folder / "derivatives" / "sub-o2" / copy.relative_to(folder / "derivatives/sub-O2").parent / twin.name,
+        ):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+
+def newer_store(folder):
+    store.create_store(folder / "study.zarr")
+    content = {"zarr_format": 3, "node_type": "group", "attributes": {"schema_version": 99}}
+    (folder / "study.zarr" / "zarr.json").write_text(json.dumps(content))
+
+
+def groups(**changes):
+    return {"contrasts": {"groups": {"test": "two-sample", "formula": "group", "effect": "group", **changes}}}
+
+
+def covariate(**changes):
+    return {"contrasts": {"groups": {"test": "covariate", "formula": "age", "effect": "age", **changes}}}
+
+
+ALL_TABLES = {"layout": "tables", "pattern": "sub-{subject}.tsv", "t_r": 2.0}
+
+#: name -> (tables of the study file, what is done to its folder, code, what stands in the message)
+BAD_STUDIES = {
+    # the study file
+    "unknown key": ({"denoise": {"hihg_pass": 0.01}}, None, "E-STUDY-KEY", "write 'high_pass'"),
+    "unknown table": ({"denoising": {}}, None, "E-STUDY-KEY", "write 'denoise'"),
+    "key of another table": ({"study": {"t_r": 2.0}}, None, "E-STUDY-KEY", "study.t_r"),
+    "wrong type": ({"permutation": {"n_perm": "many"}}, None, "E-STUDY-VALUE", "permutation.n_perm"),
+    "orientation missing": ({"inputs": ALL_TABLES}, None, "E-STUDY-VALUE", "orientation"),
+    "two sources of nodes": (
+        {"nodes": {"sim": {"atlas": ATLAS, "columns": "all"}}},
+        None,
+        "E-STUDY-VALUE",
+        "exactly one of",
+    ),
+    "spheres without size": ({"nodes": {"sim": {"spheres": [["a", 0, 0, 0]]}}}, None, "E-STUDY-VALUE", "radius_mm"),
+    "two-sample without effect": (groups(effect=None), None, "E-STUDY-VALUE", "effect"),
+    "no TOML": ({}, lambda folder: (folder / "study.toml").write_text("[study\n"), "E-STUDY-READ", "study.toml"),
+    "no study file": ({}, without("study.toml"), "E-STUDY-READ", "study.toml"),
+    # files
+    "no folder": ({"inputs": {"root": "nowhere"}}, None, "E-FILE-MISSING", "inputs.root"),
+    "unknown task": ({"inputs": {"task": "nback"}}, None, "E-NO-RUNS", "nback"),
+    "atlas missing": ({}, without(ATLAS), "E-FILE-MISSING", "nodes.sim"),
+    "participants missing": ({}, without("derivatives/participants.tsv"), "E-FILE-MISSING", "participants"),
+    "mask missing": ({}, without(lambda folder: run_file(folder, "02", MASK)), "E-FILE-MISSING", "sub-02"),
+    "confounds missing": ({}, without(lambda folder: run_file(folder, "02", CONFOUNDS)), "E-FILE-MISSING", "sub-02"),
+    # images
+    "cut gzip": ({}, cut, "E-GZIP", "sub-02"),
+    "flipped bit": ({}, flip, "E-GZIP", "sub-02"),
+    "more frames than stored": ({}, bold_header(dim4=99), "E-NIFTI-SIZE", "sub-02"),
+    "a value that is no number": ({}, not_a_number, "E-NIFTI-NAN", "sub-02"),
+    "no unit of TR": ({}, bold_header(xyzt_units=2, keep_sidecar=False), "E-TR-UNITS", "sub-02"),
+    "TR of 800 s": ({}, bold_header(pixdim4=800.0, keep_sidecar=False), "E-TR-RANGE", "sub-02"),
+    "TR and sidecar differ": ({}, sidecar('{"RepetitionTime": 2.0}'), "E-TR-MISMATCH", "sub-02"),
+    "sidecar is no JSON": ({}, sidecar("RepetitionTime: 2"), "E-SIDECAR", "sub-02"),
+    "left and right swapped": ({}, bold_header(srow_x=[-20.0, 0, 0, 80.0]), "E-ORIENT", "sub-02"),
+    "mask on another grid": ({}, rewrite_image("mask", lambda data, a: (data[1:], a)), "E-GRID", "sub-02"),
+    "mask shifted": ({}, rewrite_image("mask", shifted), "E-GRID", "sub-02"),
+    "mask empty": ({}, rewrite_image("mask", lambda data, a: (data * 0, a)), "E-MASK-EMPTY", "sub-02"),
+    "mask of labels": ({}, rewrite_image("mask", of_labels), "E-MASK", "sub-02"),
+    "atlas on another grid": ({}, rewrite_image("atlas", lambda data, a: (data[:, 1:], a)), "E-GRID", "nodes.sim"),
+    "atlas shifted": ({}, rewrite_image("atlas", shifted), "E-GRID", "nodes.sim"),
+    "atlas empty": ({}, rewrite_image("atlas", lambda data, a: (data * 0, a)), "E-ATLAS", "nodes.sim"),
+    # confounds and denoising
+    "confound rows": ({}, edit_table("confounds", lambda table: table[:-1]), "E-CONFOUND-ROWS", "sub-02"),
+    "confound column": ({"denoise": {"confounds": ["trans_x", "csf_wm"]}}, None, "E-CONFOUND-COLUMN", "csf_wm"),
+    "confound column of a run": (
+        {},
+        edit_table("confounds", lambda table: table.drop(columns="rot_z")),
+        "E-CONFOUND-COLUMN",
+        "sub-02",
+    ),
+    "confound is n/a": (
+        {},
+        edit_table("confounds", lambda table: table.assign(rot_z=table["rot_z"].where(table.index != 9))),
+        "E-CONFOUND-NAN",
+        "rot_z",
+    ),
+    "band above Nyquist": ({"denoise": {"low_pass": 0.7}}, None, "E-BAND", "0.7"),
+    "band upside down": ({"denoise": {"high_pass": 0.2, "low_pass": 0.1}}, None, "E-BAND", "0.2"),
+    "everything censored": ({"denoise": {"fd_threshold": 1e-6}}, None, "E-NO-RUNS", "every run was left out"),
+    "everything too short": ({"quality": {"min_frames": 500}}, None, "E-NO-RUNS", "every run was left out"),
+    "partial of too many nodes": (
+        {"connectivity": {"kinds": ["partial"]}},
+        rewrite_image("atlas", a_node_per_voxel),
+        "E-NETMAT-RANK",
+        "nodes.sim",
+    ),
+    # people and designs
+    "no row for a subject": (
+        {},
+        edit_table("participants.tsv", lambda table: table[table.participant_id != "sub-02"]),
+        "E-ID-MISSING",
+        "02",
+    ),
+    "two rows for a subject": (
+        {},
+        edit_table("participants.tsv", lambda table: pd.concat([table, table[:1]])),
+        "E-ID-DUPLICATE",
+        "'01'",
+    ),
+    "subjects that differ in case": ({}, case_variant, "E-ID-DUPLICATE", "sub-o2"),
+    "a label that is no label": (
+        {},
+        edit_table("participants.tsv", lambda table: table.replace("sub-02", "sub-../etc")),
+        "E-ID",
+        "participants",
+    ),
+    "covariate missing": (
+        covariate(),
+        edit_table("participants.tsv", lambda table: table.assign(age=[30, 31, None, 33])),
+        "E-COV-NAN",
+        "sub-03",
+    ),
+    "group missing": (
+        {},
+        edit_table("participants.tsv", lambda table: table.assign(group=["a", None, "b", "a"])),
+        "E-COV-NAN",
+        "sub-02",
+    ),
+    "rank-deficient": (
+        covariate(formula="age + twin"),
+        edit_table("participants.tsv", lambda table: table.assign(age=[20, 30, 50, 70], twin=[41, 61, 101, 141])),
+        "E-DESIGN-RANK",
+        "contrasts.groups",
+    ),
+    "one level": (groups(where={"group": "ketamine"}), None, "E-DESIGN-LEVELS", "ketamine"),
+    "unknown level": (groups(levels=["placebo", "sham"]), None, "E-DESIGN-LEVELS", "sham"),
+    "three levels": (
+        {},
+        edit_table("participants.tsv", lambda table: table.assign(group=["a", "b", "c", "a"])),
+        "E-DESIGN-LEVELS",
+        "a, b, c",
+    ),
+    "unknown session": (groups(sessions=["week6"]), None, "E-ID-MISSING", "week6"),
+    "unknown column": (covariate(formula="weight", effect="weight"), None, "E-DESIGN-FORMULA", "weight"),
+    "unknown column of a selection": (groups(where={"arm": 1}), None, "E-DESIGN-FORMULA", "arm"),
+    "nobody included": ({"inputs": {"include": {"group": "sham"}}}, None, "E-NO-RUNS", "inputs.include"),
+    "nobody selected": (groups(where={"sex": "x"}), None, "E-TOO-FEW", "contrasts.groups"),
+    "the same level twice": (groups(levels=["placebo", "placebo"]), None, "E-STUDY-VALUE", "levels"),
+    "session without a row": (
+        covariate(formula="madrs", effect="madrs", sessions=["pre"])
+        | {"inputs": {"sessions": "derivatives/sessions.tsv"}},
+        edit_table("sessions.tsv", lambda table: table.replace("ses-pre", "ses-post")),
+        "E-COV-NAN",
+        "madrs",
+    ),
+    "unknown column of include": ({"inputs": {"include": {"arm": 1}}}, None, "E-STUDY-VALUE", "arm"),
+    "formula that is none": (covariate(formula="age + + ~ )"), None, "E-DESIGN-FORMULA", "contrasts.groups"),
+    "formula with two sides": (covariate(formula="group ~ age"), None, "E-DESIGN-FORMULA", "contrasts.groups"),
+    "formula in parts": (covariate(formula="age | group"), None, "E-DESIGN-FORMULA", "contrasts.groups"),
+    "formula that runs code": (
+        covariate(formula="age + {__import__('os').getpid()}"),
+        None,
+        "E-DESIGN-FORMULA",
+        "contrasts.groups",
+    ),
+    "formula without the tested column": (covariate(formula="sex"), None, "E-DESIGN-FORMULA", "age"),
+    "too few subjects": (covariate(formula="age + group + sex + age:sex"), None, "E-TOO-FEW", "contrasts.groups"),
+    "logarithm of zero": (
+        covariate(formula="age + np.log(age - age)"),
+        None,
+        "E-COV-NAN",
+        "contrasts.groups",
+    ),
+    # the store
+    "store of a later version": ({}, newer_store, "E-STORE-SCHEMA", "99"),
+    "store is a file": ({}, lambda folder: (folder / "study.zarr").write_text("x"), "E-STUDY-VALUE", "study.store"),
+    "store is another folder": ({"study": {"store": "derivatives"}}, None, "E-FILE-EXISTS", "derivatives"),
+    "report into nowhere": ({"study": {"report": "study.toml/report.html"}}, None, "E-STUDY-VALUE", "report"),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", BAD_STUDIES)
+def test_run__refuses_a_bad_study(name, tmp_path, capsys):
+    changes, damage, code, words = BAD_STUDIES[name]
+    study = small_study(tmp_path, **changes)
+    if damage is not None:
+        damage(tmp_path)
+    exit_code, out, err = run_here(capsys, "run", study, "--workers", "0")
+    assert exit_code == cli.EXIT_ERROR, out
+    first, rule, fix = err.splitlines()[:3]
+    assert first.startswith(code + " "), err
+    assert words in err, err
+    assert rule.startswith("  rule: "), err
+    assert fix.startswith("  fix:  "), err
+    assert str(tmp_path) not in err
+    if (tmp_path / "study.zarr" / "zarr.json").exists() and code != "E-STORE-SCHEMA":
+        assert store.verify(tmp_path / "study.zarr")[1] == []
+    assert not (tmp_path / "report.html").exists()
