@@ -302,8 +302,10 @@ class _GroupOutputs:
                     yield from self._quality(step)
                 case "cohort":
                     yield self._netmats(step)
-                case _:
+                case "test":
                     yield from self._test(step)
+                case _:
+                    continue
 
     def _quality(self, step: Step) -> Iterator[_Output]:
         yield _Output(

@@ -6,6 +6,7 @@ import re
 import socket
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 from kconn.cli import EXIT_DONE, EXIT_ERROR, main
 from kconn.errors import KconnError
 from kconn.execution import run_plan
-from kconn.export import export_study
+from kconn.export import _run_name, export_study
 from kconn.io import cubes
+from kconn.io.layout import Run
 from kconn.kernels.netmats import unpack_edges
 from kconn.testing import simulate_study
 from kconn.workbench import prepare, writing
@@ -287,3 +289,16 @@ def test_export_study__tables_have_no_images_and_are_named_by_their_pattern(tmp_
     sidecar = json.loads(stem.with_suffix(".json").read_text())
     assert sidecar["Sources"] == ["sub-01/ses-*/func/*_stat-mean_timeseries.tsv"]
     same(table(stem.with_suffix(".tsv")), stored(bench, "nodes", "sub-01/ses-1/run-1/all")["timeseries"].to_numpy().T)
+
+
+@pytest.mark.parametrize(
+    ("run", "space", "name"),
+    [
+        ({"run": "2", "task": "rest"}, "MNI", "task-rest_run-2_space-MNI"),
+        ({"run": "LR"}, None, "task-rest_acq-LR"),
+        ({"run": "1"}, "func", "task-rest_run-1"),
+    ],
+)
+def test_run_name__has_the_entities_that_bids_knows(run, space, name):
+    facts = SimpleNamespace(run=Run(subject="01", session="1", **run), space=space)
+    assert _run_name(facts, "outliers.tsv") == f"sub-01/ses-1/func/sub-01_ses-1_{name}_outliers.tsv"
