@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -16,6 +17,7 @@ from kconn.chunks import GIB
 from kconn.errors import DesignError, SchemaError
 from kconn.kernels import glm, multiple_testing, permutation, spatial, tails, tallies, welch
 from kconn.kernels.clusters import CONNECTIVITY, Graph, Network, Tfce, build_graph, volume_pairs
+from kconn.kernels.feature_covariates import plan_feature_covariates
 from kconn.kernels.permutation import Shuffling
 from kconn.kernels.spatial import TAILS, Enhancement
 from kconn.observations import (
@@ -53,6 +55,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     regression: Regression = "freedman-lane",
     permutations: xr.DataArray | npt.NDArray[np.integer] | None = None,
     signs: xr.DataArray | npt.NDArray[np.integer] | None = None,
+    feature_covariates: xr.DataArray | npt.NDArray[np.floating] | None = None,
     statistic: Statistic = "edge",
     neighbours: int | npt.NDArray[np.integer] | None = None,
     threshold: float | None = None,
@@ -100,6 +103,9 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     permutations, signs
         Tables ``(n_perm, observation)`` to use instead of drawing, row 0 the identity: PALM's and MRtrix3's convention
         ``(P v)[i] = sign[i] v[permutation[i]]``, counting rows of ``data`` from 0.
+    feature_covariates
+        One more nuisance regressor per feature, of the shape of ``data`` (grey matter for a map of connectivity, say).
+        Freedman-Lane only.
     statistic
         ``"edge"`` or ``"voxel"``: each feature by itself. ``"cluster-extent"`` (number of features), ``"cluster-mass"``
         (sum of z above the threshold), ``"nbs"`` (number of edges of a component, edges with a common node being
@@ -165,6 +171,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     _check_choice("tail", tail, ("counts", "gpd"))
     features = _read_features(data)
     observations = read_observations(features.data)
+    order = observations.order
     columns, matrix = _read_design(design, observations)
     glm.check_design(matrix)
     exchange = Exchange(
@@ -181,7 +188,10 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         regression=regression,
         variance_groups=_read_groups(variance_groups, observations, regression),
         convention=convention,
+        has_feature_covariates=feature_covariates is not None,
     )
+    if feature_covariates is not None:
+        features, order = _join_covariates(features, feature_covariates, observations, model)
     tests = _plan_tests(contrasts, model, exchange, joint=joint_fwe)
 
     enhancement = _read_enhancement(statistic, neighbours, threshold, tfce, features.data, convention)
@@ -190,11 +200,9 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     )
     found: list[Found | FoundMaps]
     if enhancement is None:
-        found = list(run_tests(features.matrix, observations.order, tests, dtype=dtype, max_mem=max_mem))
+        found = list(run_tests(features.matrix, order, tests, dtype=dtype, max_mem=max_mem))
     else:
-        found = list(
-            run_map_tests(features.matrix, observations.order, tests, enhancement, dtype=dtype, max_mem=max_mem)
-        )
+        found = list(run_map_tests(features.matrix, order, tests, enhancement, dtype=dtype, max_mem=max_mem))
 
     nulls = [_compare(test, result, correction) for test, result in zip(tests, found, strict=True)]
     results = [
@@ -264,6 +272,52 @@ def _read_features(data: xr.DataArray | npt.NDArray[np.floating]) -> Features:
     return Features(data=data, matrix=data.data.reshape(data.shape[0], n_feature), n_feature=n_feature)
 
 
+def _join_covariates(
+    features: Features,
+    covariates: xr.DataArray | npt.NDArray[np.floating],
+    observations: Observations,
+    model: Model,
+) -> tuple[Features, npt.NDArray[np.intp]]:
+    """Return data above covariates, and the row of each at each canonical position."""
+    if model.regression != "freedman-lane" or model.variance_groups is not None:
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"feature_covariates with regression={model.regression!r} or variance_groups",
+            rule="they need freedman-lane and one variance",
+        )
+    if model.matrix.shape[0] <= model.matrix.shape[1] + 1:
+        raise DesignError(
+            "E-TOO-FEW",
+            f"{model.matrix.shape[0]} observations for {model.matrix.shape[1] + 1} regressors of each feature",
+            rule="at least one residual degree of freedom is needed",
+        )
+    other = _read_features(covariates)
+    dims, expected = tuple(other.data.dims), tuple(features.data.dims)
+    if other.data.shape[1:] != features.data.shape[1:] or (isinstance(covariates, xr.DataArray) and dims != expected):
+        raise SchemaError(
+            "E-SCHEMA",
+            f"feature_covariates has dims {dims} of shape {other.data.shape[1:]}",
+            rule=f"dims {expected} of shape {features.data.shape[1:]}, as the data",
+        )
+    order = _order_of(other.data, observations)
+    lazy = isinstance(features.matrix, da.Array) or isinstance(other.matrix, da.Array)
+    concatenate = da.concatenate if lazy else np.concatenate
+    return (
+        replace(features, matrix=concatenate([features.matrix, other.matrix])),
+        np.concatenate([observations.order, observations.n_obs + order]),
+    )
+
+
+def _order_of(data: xr.DataArray, observations: Observations) -> npt.NDArray[np.intp]:
+    """Return the row of another array at each canonical position."""
+    index = data.indexes.get(DIM, pd.RangeIndex(data.sizes[DIM]))
+    rows = np.arange(data.sizes[DIM])
+    if DIM in data.coords:
+        position = join_table(pd.Series(rows, index=index), observations, what="feature_covariates")
+        return np.asarray(position.to_numpy()[:, 0], dtype=np.intp)
+    return np.asarray(join_rows(rows, observations, what="feature_covariates"), dtype=np.intp)
+
+
 def _read_design(
     design: pd.DataFrame | npt.NDArray[np.floating], observations: Observations
 ) -> tuple[list[str], npt.NDArray[np.float64]]:
@@ -329,9 +383,12 @@ class Model:
     regression: Regression
     variance_groups: npt.NDArray[np.intp] | None
     convention: Convention
+    has_feature_covariates: bool
 
     def plan(self, partition: glm.Partition, shuffling: Shuffling) -> glm.Engine:
         """Return the engine of one contrast."""
+        if self.has_feature_covariates:
+            return plan_feature_covariates(partition, shuffling)
         if self.variance_groups is None:
             return glm.plan_pooled(partition, shuffling, self.regression)
         return welch.plan_welch(partition, self.variance_groups, palm=self.convention == "palm")

@@ -424,7 +424,7 @@ def plan_pooled(partition: Partition, shuffling: Shuffling, regression: Regressi
             removed=partition.nuisance,
             cleaned=partition.nuisance,
         )
-    fixed, moved = _split_invariant(partition.nuisance, shuffling)
+    fixed, moved = split_invariant(partition.nuisance, shuffling)
     removed = {
         "freedman-lane": partition.nuisance,
         "ter-braak": np.column_stack([partition.tested, partition.nuisance]),
@@ -433,7 +433,7 @@ def plan_pooled(partition: Partition, shuffling: Shuffling, regression: Regressi
     return PooledVariance(partition=partition, vectors=np.column_stack([partition.tested, moved]), removed=removed)
 
 
-def _split_invariant(nuisance: FloatArray, shuffling: Shuffling) -> tuple[FloatArray, FloatArray]:
+def split_invariant(nuisance: FloatArray, shuffling: Shuffling) -> tuple[FloatArray, FloatArray]:
     """Split the nuisance space into what no relabelling changes and the rest.
 
     A vector that is constant over each set of exchanged observations (the intercept; with exchange within blocks every
