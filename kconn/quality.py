@@ -1,4 +1,4 @@
-"""Quality of a run: how far the head moved, what was kept, how strong the signal is."""
+"""Quality: how far the head moved in a run and how strong its signal is; how far motion explains a cohort."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import xarray as xr
 
 from kconn import schema
 from kconn.chunks import plan_voxel_blocks
+from kconn.errors import InputError
 from kconn.frames import framewise_displacement, sample_mask, whole
 from kconn.kernels import quality
 
@@ -71,7 +72,7 @@ def estimate_dvars(ds: xr.Dataset, *, of: str = "bold") -> xr.Dataset:
     Parameters
     ----------
     ds
-        A run: ``of`` ``(voxel | node, time)``. Lazy or in memory.
+        A run: ``of`` ``(voxel | column, time)``. Lazy or in memory.
     of
         The variable to look at: `bold`, or another of its dims without dropped frames.
 
@@ -143,3 +144,92 @@ def _median(values: xr.DataArray) -> xr.DataArray:
 def _finite_median(values: npt.NDArray[np.floating[Any]]) -> np.float64:
     finite = values[np.isfinite(values)]
     return np.float64(np.median(finite)) if finite.size else np.float64(np.nan)
+
+
+def estimate_qc_fc(
+    ds: xr.Dataset, *, nuisance: xr.DataArray | None = None, positions: xr.DataArray | None = None
+) -> xr.Dataset:
+    """Add how far head motion explains connections between observations (QC-FC).
+
+    Parameters
+    ----------
+    ds
+        A cohort: `netmat` ``(observation, edge)`` and `mean_fd` ``(observation)`` in mm. Repeated visits count as if
+        they were independent: select one per subject where that matters.
+    nuisance
+        ``(observation, covariate)``, such as age and sex, taken out of both; joined by the label of the observation.
+    positions
+        ``(node, axis)`` in mm, joined by the label of the node: asks for the dependence on distance.
+
+    Returns
+    -------
+    ds
+        With `qc_fc` ``(edge)``, the correlation of each edge with mean displacement across observations, `qc_fc_p`
+        (two-sided, uncorrected), both NaN for an edge that is NaN in any observation; and the scalars
+        `qc_fc_median` (of absolute values), `qc_fc_share` (share of edges with p < 0.05; 0.05 is what chance gives)
+        and, with ``positions``, `qc_fc_distance`: Spearman's correlation of `qc_fc` with the length of the edge. After
+        good denoising all are near what chance gives; negative `qc_fc_distance` is the mark of motion. In memory.
+
+    Raises
+    ------
+    SchemaError
+        Code ``E-SCHEMA``.
+    InputError
+        Codes ``E-ID-MISSING``, ``E-COV-NAN`` and ``E-TOO-FEW``.
+
+    References
+    ----------
+    Ciric R et al. (2017). Benchmarking of participant-level confound regression strategies for the control of motion
+    artifact in studies of functional connectivity. https://doi.org/10.1016/j.neuroimage.2017.03.020
+    """
+    schema.validate(ds, "netmat", "mean_fd")
+    score = ds["mean_fd"].to_numpy().astype(np.float64)
+    covariates = _join(nuisance, ds, "observation")
+    _refuse_bad_scores(np.column_stack([score, covariates]), ds)
+
+    r, p = quality.correlate_across(ds["netmat"].transpose("observation", "edge").to_numpy(), score, covariates)
+    finite = np.isfinite(r)
+    scalars = {
+        "qc_fc_median": np.median(np.abs(r[finite])) if finite.any() else np.nan,
+        "qc_fc_share": np.mean(p[finite] < 0.05) if finite.any() else np.nan,
+    }
+    if positions is not None:
+        ends = [_positions_of(positions, ds[name].to_numpy()) for name in ("node_i", "node_j")]
+        scalars["qc_fc_distance"] = quality.rank_correlation(r, np.linalg.norm(ends[0] - ends[1], axis=1))
+    made = {"qc_fc": ("edge", r), "qc_fc_p": ("edge", p), **{name: ((), value) for name, value in scalars.items()}}
+    return schema.annotate(ds.assign(made))
+
+
+def _join(table: xr.DataArray | None, ds: xr.Dataset, dim: str) -> npt.NDArray[np.float64]:
+    """Return the rows of a table in the order of the Dataset, joined by label."""
+    if table is None:
+        return np.empty((ds.sizes[dim], 0))
+    missing = sorted(set(map(str, ds[dim].to_numpy())) - set(map(str, table[dim].to_numpy())))
+    if missing:
+        raise InputError("E-ID-MISSING", f"no covariates for {missing}", rule=f"every {dim} needs a row")
+    return np.asarray(table.sel({dim: ds[dim].to_numpy()}).transpose(dim, ...), dtype=np.float64)
+
+
+def _positions_of(positions: xr.DataArray, nodes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    missing = sorted(set(map(str, nodes)) - set(map(str, positions["node"].to_numpy())))
+    if missing:
+        raise InputError("E-ID-MISSING", f"no position for the nodes {missing}", rule="every node needs one")
+    return np.asarray(positions.sel(node=nodes).transpose("node", ...), dtype=np.float64)
+
+
+def _refuse_bad_scores(scores: npt.NDArray[np.float64], ds: xr.Dataset) -> None:
+    bad = ~np.isfinite(scores).all(axis=1)
+    if bad.any():
+        names = ds["observation"].to_numpy()[bad].tolist()
+        raise InputError(
+            "E-COV-NAN",
+            f"mean displacement or a covariate of {names} is not a number",
+            rule="every observation needs all of them",
+            fix="leave those observations out",
+        )
+    if len(scores) < scores.shape[1] + 3:
+        raise InputError(
+            "E-TOO-FEW",
+            f"{len(scores)} observations, {scores.shape[1] - 1} covariates",
+            rule="a correlation needs 3 observations more than covariates, at least",
+        )

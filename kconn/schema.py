@@ -62,6 +62,11 @@ VARIABLES: Final[dict[str, Variable]] = {
     "max_fd": Variable(dims=((),), kind="f", unit="mm", doc="Largest framewise displacement."),
     "dvars": Variable(dims=(("time",),), kind="f", unit="1", doc="Root mean square change of bold, Power 2012."),
     "std_dvars": Variable(dims=(("time",),), kind="f", unit="1", doc="dvars over its expectation, Nichols 2017."),
+    "qc_fc": Variable(dims=(("edge",),), kind="f", unit="1", doc="Correlation of the edge with mean_fd."),
+    "qc_fc_p": Variable(dims=(("edge",),), kind="f", unit="1", doc="Two-sided p of qc_fc, uncorrected."),
+    "qc_fc_median": Variable(dims=((),), kind="f", unit="1", doc="Median of the absolute qc_fc."),
+    "qc_fc_share": Variable(dims=((),), kind="f", unit="1", doc="Share of edges with qc_fc_p below 0.05."),
+    "qc_fc_distance": Variable(dims=((),), kind="f", unit="1", doc="Rank correlation of qc_fc with edge length."),
     "timeseries": Variable(dims=(("node", "time"),), kind="f", unit="1", doc="Mean series; NaN where censored."),
     "source": Variable(
         dims=(("node", "time"),), kind="f", unit="1", doc="Simulated course before noise and artefacts."
@@ -82,6 +87,10 @@ VARIABLES: Final[dict[str, Variable]] = {
     "icc": Variable(dims=(("edge",),), kind="f", unit="1", doc="Intraclass correlation, of the kind in its attrs."),
     "amplitude": Variable(dims=(("node",),), kind="f", unit="1", doc="Standard deviation over the kept frames."),
     "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),
+    "subject_map": Variable(
+        dims=(("node", "voxel"),), kind="f", unit="1", doc="Fit of the node's series in the voxel."
+    ),
+    "subject_map_t": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="t of subject_map."),
     "design": Variable(dims=(("observation", "regressor"),), kind="f", unit="1", doc="Design matrix."),
     "effect": Variable(dims=((),), kind="f", unit="1", doc="Contrast of parameter estimates."),
     "stat": Variable(dims=((),), kind="f", unit="1", doc="Test statistic, of the kind in stat_kind."),

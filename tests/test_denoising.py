@@ -389,10 +389,10 @@ def test_denoise__keeps_the_precision_of_tables_and_images(run, given, expected)
     assert actual["denoised"].dtype == np.dtype(expected)
 
 
-def test_denoise__works_on_nodes(run):
-    nodes = run.rename(voxel="column")
+def test_denoise__works_on_tables(run):
+    table = run.rename(voxel="column")
 
-    actual = denoise(nodes, confounds="6P", high_pass=0.008, low_pass=None)
+    actual = denoise(table, confounds="6P", high_pass=0.008, low_pass=None)
 
     assert actual["denoised"].dims == ("column", "time")
 

@@ -1,4 +1,4 @@
-"""Quality of a signal, voxel by voxel."""
+"""Quality of a signal, voxel by voxel, and of a cohort, edge by edge."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
+from scipy.stats import t as student
 
 Array = npt.NDArray[np.float64]
 Signal = npt.NDArray[np.floating[Any]]
@@ -94,3 +96,45 @@ def dvars(sums: Array) -> tuple[Array, Array]:
         return np.full(len(squares), np.nan), np.full(len(squares), np.nan)
     plain = np.sqrt(np.asarray(squares) / n_voxel)
     return plain, plain / (expected / n_voxel)
+
+
+def correlate_across(values: Signal, score: Array, nuisance: Array) -> tuple[Array, Array]:
+    """Return the correlation of each column with a score, across rows, and its two-sided p.
+
+    Parameters
+    ----------
+    values
+        ``(observation, ...)``, such as edges. Columns with a NaN give NaN.
+    score
+        ``(observation,)``, such as mean framewise displacement.
+    nuisance
+        ``(observation, covariate)``, taken out of both; the constant always is. May have no column.
+
+    Returns
+    -------
+    r, p
+        ``(...)`` each; Student's t with ``n_observation - 2 - rank(nuisance)`` degrees of freedom.
+    """
+    n = len(score)
+    basis, singular, _ = np.linalg.svd(nuisance - nuisance.mean(axis=0), full_matrices=False)
+    basis = basis[:, singular > singular.max(initial=0.0) * n * np.finfo(np.float64).eps]
+    flat = np.asarray(values, dtype=np.float64).reshape(n, -1)
+    x, y = (_residual(part, basis) for part in (score[:, None], flat))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = np.clip((x.T @ y)[0] / (np.linalg.norm(x) * np.linalg.norm(y, axis=0)), -1, 1)
+        df = n - 2 - basis.shape[1]
+        p = 2 * student.sf(np.abs(r) * np.sqrt(df / (1 - r**2)), df)
+    return r.reshape(values.shape[1:]), p.reshape(values.shape[1:])
+
+
+def _residual(columns: Array, basis: Array) -> Array:
+    centred = columns - columns.mean(axis=0)
+    return np.asarray(centred - basis @ (basis.T @ centred), dtype=np.float64)
+
+
+def rank_correlation(x: Array, y: Array) -> float:
+    """Return Spearman's correlation of the pairs in which both are finite; NaN if fewer than 3 are."""
+    both = np.isfinite(x) & np.isfinite(y)
+    if both.sum() < 3:
+        return float("nan")
+    return float(np.corrcoef(rankdata(x[both]), rankdata(y[both]))[0, 1])
