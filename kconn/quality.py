@@ -84,7 +84,7 @@ def estimate_dvars(ds: xr.Dataset, *, of: str = "bold") -> xr.Dataset:
     References
     ----------
     Power JD et al. (2012). https://doi.org/10.1016/j.neuroimage.2011.10.018
-    Nichols TE (2017). https://doi.org/10.48550/arXiv.1704.01469
+    Nichols T (2017). https://doi.org/10.48550/arXiv.1704.01469
     """
     schema.validate(ds, of)
     signal = ds[of]

@@ -89,7 +89,7 @@ def dvars(sums: Array) -> tuple[Array, Array]:
     References
     ----------
     Power JD et al. (2012). https://doi.org/10.1016/j.neuroimage.2011.10.018
-    Nichols TE (2017). Notes on creating a standardized version of DVARS. https://doi.org/10.48550/arXiv.1704.01469
+    Nichols T (2017). Notes on creating a standardized version of DVARS. https://doi.org/10.48550/arXiv.1704.01469
     """
     *squares, expected, n_voxel = sums
     if n_voxel == 0 or expected == 0:
