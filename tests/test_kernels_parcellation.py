@@ -155,3 +155,10 @@ def test_centres_of_mass__are_in_mm():
     labels[1, 2, 3] = 8
     affine = np.array([[-2.0, 0, 0, 10], [0, 2, 0, 20], [0, 0, 2, 30], [0, 0, 0, 1]])
     np.testing.assert_allclose(kernel.centres_of_mass(labels, affine, (3, 8)), [[8, 20, 30], [8, 24, 36]])
+
+
+def test_sum_members__of_no_voxel_is_nothing():
+    none = kernel.join_members(np.empty(0, int), np.empty(0, int), n_voxel=np.zeros(2, int))
+    total, count = kernel.sum_members(np.ones((3, 4)), np.arange(3), kept=np.ones(4, dtype=bool), members=none)
+    assert total.tolist() == [[0] * 4] * 2
+    assert count.tolist() == [0, 0]
