@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.study import embedded_server, run_study
-from kconn.cli import EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE
-from kconn.errors import KconnError
+from kconn.cli import EXIT_DONE, EXIT_USAGE, guarded
 from kconn.report.study import recover_planted
 from kconn.scaffold import write_simulated_study
 from kconn.workbench import prepare
@@ -21,14 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m flows.demo FOLDER\n")
         return EXIT_USAGE
-    try:
-        return _demonstrate(Path(arguments[0]))
-    except KconnError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: what was finished is kept; run the same command again to go on\n")
-        return EXIT_INTERRUPTED
+    folder = Path(arguments[0])
+    return guarded(lambda: _demonstrate(folder), study=str(folder / "study.toml"))
 
 
 def _demonstrate(folder: Path) -> int:

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar
 
 from distributed import Client
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas import State
 from prefect.futures import wait
 from prefect.settings import (
     PREFECT_SERVER_ANALYTICS_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
 )
+from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from kconn.cli import EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED
-from kconn.errors import KconnError
+from kconn.cli import EXIT_DONE, guarded
+from kconn.errors import KconnError, unforeseen
 from kconn.execution import Event, run_chain, run_cohort_step
+from kconn.io import store
 from kconn.plan import Step
 from kconn.report.study import write_study_report
 from kconn.summary import excluded_runs
@@ -45,12 +49,36 @@ class Session:
     client: Client | None
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_words(call: Callable[P, R]) -> Callable[P, R | State[Any]]:
+    """Let a flow or task end as failed with an error in words, where Prefect would log a traceback.
+
+    Whoever asks its state for the result gets the error raised.
+    """
+
+    @wraps(call)
+    def ended(*args: P.args, **kwargs: P.kwargs) -> R | State[Any]:
+        try:
+            return call(*args, **kwargs)
+        except KconnError as error:
+            return Failed(message=str(error), data=error)
+        except Exception as error:  # noqa: BLE001 - the border of the product
+            found = unforeseen(error)
+            return Failed(message=str(found), data=found)
+
+    return ended
+
+
 @flow(
     name="kconn-study",
     task_runner=ThreadPoolTaskRunner(max_workers=_WAITING),  # type: ignore[arg-type]  # Prefect's own default is of this type
     log_prints=False,
     persist_result=False,
 )
+@in_words
 def run_study(study: str, workers: int | None = None, scheduler: str | None = None) -> str:
     """Run what is missing of a study, write its report and return the digest of the store.
 
@@ -75,26 +103,29 @@ def run_study(study: str, workers: int | None = None, scheduler: str | None = No
         futures = [run_one_run.submit(session, steps) for steps in bench.plan.runs().values()]
         wait(futures)
         for future in futures:
-            future.result()
+            future.state.result()
         for step in bench.plan.cohort():
-            run_one_step.with_options(name=step.stage)(session, step)
-        publish_report(session)
-    return bench.plan.code
+            run_one_step.with_options(name=step.stage)(session, step, return_state=True).result()
+        publish_report(session, return_state=True).result()
+    return store.digest_store(bench.study.store)
 
 
 @task(name="run", cache_policy=NO_CACHE, persist_result=False)
+@in_words
 def run_one_run(session: Session, steps: Sequence[Step]) -> None:
     """Ingest, denoise and connect one run on one worker; what is published is skipped."""
     run_chain([session.bench.bind(step) for step in steps], session.client, _log_event)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
+@in_words
 def run_one_step(session: Session, step: Step) -> None:
     """Run one step of the cohort, its permutations on the workers."""
     run_cohort_step(session.bench.bind(step), session.client, _log_event)
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
+@in_words
 def publish_report(session: Session) -> None:
     """Write the report and link it from Prefect's page, with every exclusion."""
     bench = session.bench
@@ -131,16 +162,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--scheduler")
     arguments = parser.parse_args(argv)
-    try:
+
+    def run() -> int:
         with embedded_server():
             run_study(arguments.study, workers=arguments.workers, scheduler=arguments.scheduler)
-    except KconnError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: what was finished is kept; run the same command again to go on\n")
-        return EXIT_INTERRUPTED
-    return EXIT_DONE
+        return EXIT_DONE
+
+    return guarded(run, study=arguments.study)
 
 
 if __name__ == "__main__":

@@ -29,23 +29,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
+    return guarded(lambda: command(arguments), study=getattr(arguments, "study", None))
+
+
+def guarded(call: Callable[[], int], *, study: str | None) -> int:
+    """Return the exit code of a command, with every error in words: no raw traceback goes past this border.
+
+    Parameters
+    ----------
+    call
+        Does the work and returns an exit code.
+    study
+        The study file; the traceback of an unforeseen error is kept beside it.
+    """
     try:
-        code = command(arguments)
+        code = call()
         sys.stdout.flush()
     except KconnError as error:
         _print_error(error)
-        _keep_details(error, arguments)
+        _keep_details(error, study)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        _say("interrupted: what was finished is kept; run the same command again to go on")
+        sys.stderr.write("interrupted: what was finished is kept; run the same command again to go on\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of the output has seen enough; nothing is left to say at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
-    except Exception as error:  # noqa: BLE001 - the border of the product: no raw traceback goes past it
+    except Exception as error:  # noqa: BLE001 - the border
         found = unforeseen(error)
         _print_error(found)
-        _keep_details(found, arguments)
+        _keep_details(found, study)
         return EXIT_ERROR
     return code
 
@@ -276,17 +289,18 @@ def _print_error(error: KconnError) -> None:
     sys.stderr.write("\n".join(lines) + "\n")
 
 
-def _keep_details(error: KconnError, arguments: argparse.Namespace) -> None:
+def _keep_details(error: KconnError, study: str | None) -> None:
     """Write the traceback of an unforeseen error beside the study file."""
-    if error.details and getattr(arguments, "study", None):
-        log = Path(arguments.study).with_suffix(".log")
-        try:
-            with log.open("a", encoding="utf-8") as file:
-                file.write(f"{error}\n{error.details}\n")
-        except OSError:  # where nothing can be written, the screen is the log
-            sys.stderr.write(error.details)
-            return
-        sys.stderr.write(f"  log:  {log}\n")
+    if not error.details or study is None:
+        return
+    log = Path(study).with_suffix(".log")
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{error}\n{error.details}\n")
+    except OSError as refused:
+        sys.stderr.write(f"  log:  {log.name} cannot be written: {refused.strerror}\n")
+        return
+    sys.stderr.write(f"  log:  {log}\n")
 
 
 if __name__ == "__main__":
