@@ -33,7 +33,7 @@ from kconn.permuting import Found, FoundMaps, Test, run_map_tests, run_tests
 
 Alternative = Literal["two-sided", "greater", "less"]
 Regression = glm.Regression
-Convention = Literal["kconn", "palm"]
+Convention = Literal["kconn", "palm", "fsl", "nilearn"]
 Statistic = Literal["edge", "voxel", "cluster-extent", "cluster-mass", "tfce", "nbs"]
 Rows = pd.DataFrame | pd.Series | xr.DataArray | npt.NDArray[np.generic]
 
@@ -115,13 +115,13 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         6, 18 or 26: voxels with coordinates ``i j k`` that touch; or pairs ``(n_pair, 2)`` of feature positions. For
         ``"nbs"`` neighbours follow from ``node_i node_j``.
     threshold
-        Features whose z is at or above it form clusters.
+        Features beyond it form clusters: a z, under ``"fsl"`` a t or F, under ``"nilearn"`` an uncorrected p.
     tfce
         Exponents and step of ``"tfce"``.
     convention
-        ``"kconn"``, or ``"palm"``: ``max_stat`` of single features is on z, v has a third of Welch's degrees of
-        freedom, cluster mass sums z instead of what exceeds the threshold, two-sided clusters are formed on the size of
-        z, and enhancement takes 100 steps per map unless ``tfce`` says otherwise.
+        Whose rules clusters and enhancement follow: ``"kconn"``, ``"palm"``, ``"fsl"`` or ``"nilearn"``, see
+        `kconn.kernels.spatial.RULES`. Under ``"palm"`` ``max_stat`` of single features is on z as well, and v has a
+        third of Welch's degrees of freedom.
     joint_fwe
         Add ``p_fwe_joint`` and ``p_fdr_joint``, corrected over all contrasts together: one table of relabellings for
         all, maxima over contrasts on the scale of z.
@@ -194,7 +194,14 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         features, order = _join_covariates(features, feature_covariates, observations, model)
     tests = _plan_tests(contrasts, model, exchange, joint=joint_fwe)
 
-    enhancement = _read_enhancement(statistic, neighbours, threshold, tfce, features.data, convention)
+    enhancement = None
+    if statistic in ("edge", "voxel"):
+        _refuse_unused(statistic, neighbours=neighbours, threshold=threshold, tfce=tfce)
+    else:
+        meaning = Meaning(
+            convention=convention, two_sided=alternative == "two-sided", grouped=variance_groups is not None
+        )
+        enhancement = _read_enhancement(statistic, neighbours, threshold, tfce, features.data, meaning)
     correction = Correction(
         alternative=alternative, fdr=fdr, tail=tail, convention=convention, tie_rtol=tallies.TIE_RTOL[dtype]
     )
@@ -506,40 +513,73 @@ class Correction:
     tie_rtol: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """What decides how a threshold is read."""
+
+    convention: Convention
+    two_sided: bool
+    grouped: bool
+
+
+def _refuse_unused(statistic: str, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise SchemaError("E-ARGUMENT", f"{name} with statistic={statistic!r}", rule=f"{name} has no effect there")
+
+
+def _refuse_missing(statistic: str, **options: object) -> None:
+    for name, value in options.items():
+        if value is None:
+            raise SchemaError("E-ARGUMENT", f"statistic={statistic!r} without {name}", rule=f"{name} is needed")
+
+
 def _read_enhancement(
     statistic: Statistic,
     neighbours: int | npt.NDArray[np.integer] | None,
     threshold: float | None,
     tfce: Tfce | None,
     data: xr.DataArray,
-    convention: Convention,
-) -> Enhancement | None:
-    """Return what is made of each map, None for a statistic of single features."""
-    single = statistic in ("edge", "voxel")
-    clustered = not single and statistic != "tfce"
-    for name, value, used in (
-        ("neighbours", neighbours, not single and statistic != "nbs"),
-        ("threshold", threshold, clustered),
-        ("tfce", tfce, statistic == "tfce"),
-    ):
-        if value is not None and not used:
-            raise SchemaError("E-ARGUMENT", f"{name} with statistic={statistic!r}", rule=f"{name} has no effect there")
-        if value is None and used and name != "tfce":
-            raise SchemaError("E-ARGUMENT", f"statistic={statistic!r} without {name}", rule=f"{name} is needed")
-    if single:
-        return None
-    if threshold is not None and not (np.isfinite(threshold) and threshold > 0):
-        raise SchemaError("E-ARGUMENT", f"threshold={threshold!r}", rule="a z above 0")
-    palm = convention == "palm"
+    meaning: Meaning,
+) -> Enhancement:
+    """Return what is made of each map."""
+    if meaning.grouped and spatial.RULES[meaning.convention].scale == "stat":
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"convention={meaning.convention!r} with variance_groups",
+            rule="v and G are compared on z",
+            fix="take the convention 'kconn' or 'palm'",
+        )
+    if statistic == "nbs":
+        _refuse_unused(statistic, neighbours=neighbours)
+    else:
+        _refuse_missing(statistic, neighbours=neighbours)
+    if statistic == "tfce":
+        _refuse_unused(statistic, threshold=threshold)
+    else:
+        _refuse_unused(statistic, tfce=tfce)
+        _refuse_missing(statistic, threshold=threshold)
     kinds: dict[str, Literal["extent", "mass", "tfce"]] = {"cluster-mass": "mass", "tfce": "tfce"}
     return Enhancement(
         kind=kinds.get(statistic, "extent"),
         neighbours=_read_network(data) if statistic == "nbs" else _read_graph(neighbours, data),
-        threshold=threshold,
-        tfce=tfce or Tfce(step="map" if palm else None),
-        excess=not palm,
-        merge_signs=palm,
+        threshold=None if threshold is None else _read_threshold(threshold, meaning),
+        tfce=tfce or Tfce(),
+        rules=spatial.RULES[meaning.convention],
     )
+
+
+def _read_threshold(threshold: float, meaning: Meaning) -> float | spatial.TailP:
+    is_p = meaning.convention == "nilearn"
+    if not 0 < threshold < (0.5 if is_p else np.inf):
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"threshold={threshold!r} under the convention {meaning.convention!r}",
+            rule="a p between 0 and 0.5" if is_p else "above 0",
+        )
+    if not is_p:
+        return float(threshold)
+    return spatial.TailP(p=threshold / 2 if meaning.two_sided else threshold)
 
 
 def _read_graph(neighbours: int | npt.NDArray[np.integer] | None, data: xr.DataArray) -> Graph:

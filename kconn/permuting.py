@@ -125,7 +125,8 @@ def run_map_tests(
         tasks.check_memory(problem, max_mem=budget)
         ranges = tasks.plan_permutations(problem, n_part=1, n_thread=threads.total, max_mem=budget)
         observed = delayed(_observe, pure=False)(raw, test.engine)
-        enhanced = delayed(_enhance, pure=False)(observed, test.engine, shared)
+        own = delayed(_fix, pure=False)(observed, test.engine, shared)
+        enhanced = delayed(_enhance, pure=False)(observed, test.engine, own)
         parts = [
             delayed(_tally_maps, pure=False)(
                 raw, test.engine, shared, test.shuffling.part(start, stop), enhanced, dtype
@@ -202,6 +203,10 @@ def _observe(block: npt.NDArray[np.floating], engine: glm.Engine) -> glm.Observe
 def _tally(block: npt.NDArray[np.floating], engine: glm.Engine, part: Relabelling, dtype: str) -> tallies.Tally:
     with single_thread():
         return tallies.tally(block, engine, part, dtype)
+
+
+def _fix(observed: glm.Observed, engine: glm.Engine, enhancement: spatial.Enhancement) -> spatial.Enhancement:
+    return enhancement.fixed(spatial.fill(observed.compared), engine)
 
 
 def _enhance(observed: glm.Observed, engine: glm.Engine, enhancement: spatial.Enhancement) -> npt.NDArray[np.float64]:

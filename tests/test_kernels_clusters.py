@@ -64,7 +64,7 @@ def test_find_clusters__network_equals_scipy():
 def enhance_loop(values, mask, options):
     """The definition: every height, every cluster."""
     out = np.zeros(SHAPE)
-    step = values[mask].max() / 100 if options.step == "map" else options.step
+    step = options.step
     for height in np.arange(step, values[mask].max() + 1e-12, step):
         labels, _ = ndimage.label((values >= height - 1e-12) & mask)
         extent = np.bincount(labels.ravel())[labels]
@@ -72,32 +72,38 @@ def enhance_loop(values, mask, options):
     return out[mask]
 
 
-@pytest.mark.parametrize("options", [clusters.Tfce(step=0.05), clusters.Tfce(step="map", height=1.5, extent=0.8)])
+@pytest.mark.parametrize("options", [clusters.Tfce(step=0.05), clusters.Tfce(step=0.11, height=1.5, extent=0.8)])
 def test_enhance__equals_a_loop_over_heights(volume, options):
     values, mask = volume
-    graph = graph_of(mask, 6)
-    np.testing.assert_allclose(
-        clusters.enhance(values[mask], graph, options), enhance_loop(values, mask, options), rtol=1e-9, atol=1e-12
-    )
+    found = clusters.enhance(values[mask], graph_of(mask, 6), options, clusters.Heights(step=options.step))
+    np.testing.assert_allclose(found, enhance_loop(values, mask, options), rtol=1e-9, atol=1e-12)
+
+
+def test_heights__strictly_above_or_at():
+    levels = np.array([0.3, 0.2, 0.15])
+    at = clusters.Heights(step=0.1, times_step=False).integrate(levels, 1.0)
+    above = clusters.Heights(step=0.1, times_step=False, strict=True).integrate(levels, 1.0)
+    np.testing.assert_allclose(at, [0.6, 0.3, 0.1])
+    np.testing.assert_allclose(above, [0.3, 0.1, 0.1])
 
 
 def test_enhance__exact_is_the_limit_of_small_steps(volume):
     values, mask = volume
     graph = graph_of(mask, 6)
-    exact = clusters.enhance(values[mask], graph, clusters.Tfce())
-    fine = clusters.enhance(values[mask], graph, clusters.Tfce(step=1e-5))
+    exact = clusters.enhance(values[mask], graph, clusters.Tfce(), clusters.Heights())
+    fine = clusters.enhance(values[mask], graph, clusters.Tfce(), clusters.Heights(step=1e-5))
     np.testing.assert_allclose(exact, fine, rtol=1e-3, atol=1e-3 * exact.max())
     assert (exact[values[mask] <= 0] == 0).all()
 
 
 def test_enhance__nothing_above_zero(volume):
     values, mask = volume
-    assert not clusters.enhance(-np.abs(values[mask]), graph_of(mask, 6), clusters.Tfce()).any()
+    assert not clusters.enhance(-np.abs(values[mask]), graph_of(mask, 6), clusters.Tfce(), clusters.Heights()).any()
 
 
 def test_enhance__plateaus_do_not_depend_on_order():
     graph = clusters.build_graph(np.array([[0, 1], [1, 2], [3, 4]]), 5)
-    found = clusters.enhance(np.array([2.0, 2, 2, 2, 2]), graph, clusters.Tfce())
+    found = clusters.enhance(np.array([2.0, 2, 2, 2, 2]), graph, clusters.Tfce(), clusters.Heights())
     np.testing.assert_allclose(found, np.sqrt([3, 3, 3, 2, 2]) * 8 / 3)
 
 

@@ -4,6 +4,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import ndimage, stats
 
 from kconn.errors import ResourceError, SchemaError
 from kconn.inference import permutation_test
@@ -91,6 +92,42 @@ def test_permutation_test__mass_above_the_threshold_or_from_zero(voxels):
     assert ((excess["enhanced"] > 0) == (extent["enhanced"] > 0)).all()
 
 
+@pytest.mark.parametrize("alternative", ["two-sided", "greater"])
+def test_permutation_test__nilearn_convention_equals_nilearn(voxels, alternative):
+    nilearn = pytest.importorskip("nilearn.mass_univariate._utils")
+    six = ndimage.generate_binary_structure(3, 1)
+    two_sided = alternative == "two-sided"
+    options = {"n_perm": 30, "seed": 1, "neighbours": 6, "convention": "nilearn", "alternative": alternative}
+    extent = permutation_test(voxels, DESIGN, CONTRAST, statistic="cluster-extent", threshold=0.1, **options)
+    mass = permutation_test(voxels, DESIGN, CONTRAST, statistic="cluster-mass", threshold=0.1, **options)
+    tfce = permutation_test(voxels, DESIGN, CONTRAST, statistic="tfce", **options)
+    threshold = stats.t.isf(0.05 if two_sided else 0.1, N_OBS - 2)
+    for i_perm, order in enumerate(extent["permutation_table"][0].to_numpy()):
+        moved = np.empty(voxels.shape)
+        moved[order] = voxels
+        t = permutation_test(moved, DESIGN, CONTRAST, n_perm=2, seed=0)["stat"].to_numpy().reshape(5, 5, 4, 1)
+        size, weight = nilearn.calculate_cluster_measures(t.copy(), threshold, six, two_sided_test=two_sided)
+        np.testing.assert_allclose(extent["max_stat"][i_perm, 0], size[0])
+        np.testing.assert_allclose(mass["max_stat"][i_perm, 0], weight[0], rtol=1e-9, atol=1e-12)
+        enhanced = nilearn.calculate_tfce(t, six, two_sided_test=two_sided)
+        np.testing.assert_allclose(tfce["max_stat"][i_perm, 0], np.abs(enhanced).max(), rtol=1e-9)
+
+
+def test_permutation_test__fsl_convention_works_on_t(voxels):
+    options = {"n_perm": 30, "seed": 1, "neighbours": 26, "convention": "fsl", "alternative": "greater"}
+    mass = permutation_test(voxels, DESIGN, CONTRAST, statistic="cluster-mass", threshold=1.7, **options)
+    t = mass["stat"][0].to_numpy()
+    labels, n_label = ndimage.label(t.reshape(5, 5, 4) > 1.7, np.ones((3, 3, 3)))
+    masses = ndimage.sum_labels(t.reshape(5, 5, 4), labels, np.arange(1, n_label + 1))
+    np.testing.assert_allclose(mass["max_stat"][0, 0], masses.max())
+    tfce = permutation_test(voxels, DESIGN, CONTRAST, statistic="tfce", **options)
+    expected = np.zeros(t.size)
+    for height in np.linspace(0, t.max(), 101)[1:]:
+        labels, _ = ndimage.label(t.reshape(5, 5, 4) > height, np.ones((3, 3, 3)))
+        expected += np.where(labels > 0, np.sqrt(np.bincount(labels.ravel())[labels]) * height**2, 0).ravel()
+    np.testing.assert_allclose(tfce["enhanced"][0], expected, rtol=1e-9)
+
+
 def test_permutation_test__f_and_variance_groups_make_maps(voxels):
     options = {"statistic": "cluster-extent", "neighbours": 26, "threshold": 1.6, "n_perm": 40, "seed": 1}
     f = permutation_test(voxels, DESIGN, {"f": np.eye(2)[1:] * 1.0 + 0}, **options)
@@ -141,7 +178,12 @@ def test_permutation_test__pairs_as_neighbours(voxels):
         ({"statistic": "tfce", "neighbours": 6, "threshold": 2.0}, "threshold has no effect"),
         ({"statistic": "tfce"}, "without neighbours"),
         ({"statistic": "cluster-extent", "neighbours": 6}, "without threshold"),
-        ({"statistic": "cluster-extent", "neighbours": 6, "threshold": -1.0}, "a z above 0"),
+        ({"statistic": "cluster-extent", "neighbours": 6, "threshold": -1.0}, "above 0"),
+        (
+            {"statistic": "cluster-mass", "neighbours": 6, "threshold": 2.0, "convention": "nilearn"},
+            "between 0 and 0.5",
+        ),
+        ({"statistic": "nbs", "threshold": 2.0, "convention": "fsl", "variance_groups": DESIGN[:, 1]}, "compared on z"),
         ({"statistic": "cluster-extent", "neighbours": 7, "threshold": 2.0}, "neighbours=7"),
         ({"statistic": "nbs", "threshold": 2.0}, "node_i"),
         ({"statistic": "nbs", "threshold": 2.0, "neighbours": 6}, "neighbours has no effect"),

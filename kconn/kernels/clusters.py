@@ -108,8 +108,8 @@ def number_clusters(cluster: IntArray) -> npt.NDArray[np.int32]:
 class Tfce:
     """Threshold-free cluster enhancement: the sum over heights h of ``extent(h) ** extent * h ** height``.
 
-    ``step`` is the distance of heights; None means the limit of small steps, computed exactly; ``"map"`` a hundredth of
-    each map's maximum, as PALM does by default.
+    ``step`` is the distance of heights: a number, ``"map"`` (a hundredth of each map's maximum), ``"observed"`` (of the
+    observed map's), ``"exact"`` (the limit of small steps), or None for what the convention says.
 
     References
     ----------
@@ -118,32 +118,45 @@ class Tfce:
 
     height: float = 2.0
     extent: float = 0.5
-    step: float | Literal["map"] | None = None
+    step: float | Literal["map", "observed", "exact"] | None = None
 
 
-def enhance(z: FloatArray, graph: Graph, options: Tfce) -> FloatArray:
-    """Return the enhanced map of the positive values of ``z (n_feature,)``; 0 elsewhere."""
-    out = np.zeros(z.size)
-    positive = np.flatnonzero(z > 0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heights:
+    """The heights that enhancement sums over: ``step`` apart, or all of them for None.
+
+    ``strict``: a feature must lie above a height, not only reach it. ``times_step``: the sum approximates the integral.
+    """
+
+    step: float | None = None
+    strict: bool = False
+    times_step: bool = True
+
+    def integrate(self, levels: FloatArray, power: float) -> FloatArray:
+        """Return the sum of ``h ** power`` over the heights up to each of the falling ``levels``."""
+        if self.step is None:
+            return np.asarray(levels ** (power + 1) / (power + 1))
+        heights = self.step * np.arange(1, int(np.floor(levels[0] / self.step * (1 + 1e-12))) + 1)
+        weights = heights**power * (self.step if self.times_step else 1.0)
+        # A level that is a height but for rounding counts as one.
+        near = levels * (1 - 1e-12 if self.strict else 1 + 1e-12)
+        reached = np.searchsorted(heights, near, side="left" if self.strict else "right")
+        return np.asarray(np.concatenate([[0.0], np.cumsum(weights)])[reached])
+
+
+def enhance(values: FloatArray, graph: Graph, options: Tfce, heights: Heights) -> FloatArray:
+    """Return the enhanced map of the positive ``values (n_feature,)``; 0 elsewhere."""
+    out = np.zeros(values.size)
+    positive = np.flatnonzero(values > 0)
     if positive.size == 0:
         return out
-    order = positive[np.argsort(-z[positive])]
-    rank = np.full(z.size, order.size, dtype=np.int32)
+    order = positive[np.argsort(-values[positive])]
+    rank = np.full(values.size, order.size, dtype=np.int32)
     rank[order] = np.arange(order.size, dtype=np.int32)
     powers = np.arange(order.size + 1, dtype=np.float64) ** options.extent
-    out[order] = _grow(order, rank, _integrate(z[order], options), powers, graph.indptr, graph.indices)
+    weights = heights.integrate(values[order], options.height)
+    out[order] = _grow(order, rank, weights, powers, graph.indptr, graph.indices)
     return out
-
-
-def _integrate(levels: FloatArray, options: Tfce) -> FloatArray:
-    """Return the sum or integral of ``h ** height`` from 0 to each level."""
-    if options.step is None:
-        return np.asarray(levels ** (options.height + 1) / (options.height + 1))
-    step = levels[0] / 100 if options.step == "map" else options.step
-    n_step = int(np.floor(levels[0] / step * (1 + 1e-12)))
-    heights = step * np.arange(1, n_step + 1)
-    sums = np.concatenate([[0.0], np.cumsum(heights**options.height) * step])
-    return np.asarray(sums[np.searchsorted(heights, levels, side="right")])
 
 
 @njit(cache=True, nogil=True)

@@ -28,6 +28,7 @@ from kconn.kernels.glm import (
     split_invariant,
     statistic_of_u,
     t_to_z,
+    u_of_statistic,
     z_to_f,
     z_to_t,
 )
@@ -145,11 +146,11 @@ class FeatureCovariates:
     def from_z(self, z: float) -> float:
         """Return u or v at a normal deviate."""
         rank, at = self.partition.rank, np.array(z)
-        if rank == 1:
-            t = float(z_to_t(at, self.dof))
-            return t / float(np.sqrt(self.dof + t**2))
-        f = float(z_to_f(at, rank, self.dof))
-        return f * rank / (self.dof + f * rank)
+        return self.from_stat(float(z_to_t(at, self.dof) if rank == 1 else z_to_f(at, rank, self.dof)))
+
+    def from_stat(self, stat: float) -> float:
+        """Return u or v at a t or F."""
+        return u_of_statistic(stat, rank=self.partition.rank, dof=self.dof)
 
     def _clean(self, data: FloatArray, covariate: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """Return e and w of norm 1, and their norms before."""

@@ -216,6 +216,13 @@ def statistic_of_u(u: FloatArray, *, rank: int, dof: int) -> FloatArray:
         return np.asarray((u / rank) / ((1 - u) / dof))
 
 
+def u_of_statistic(stat: float, *, rank: int, dof: int) -> float:
+    """Return u (rank 1) or v of a t or F."""
+    if rank == 1:
+        return stat / float(np.sqrt(dof + stat**2))
+    return stat * rank / (dof + stat * rank)
+
+
 def t_to_z(t: FloatArray, dof: npt.ArrayLike) -> FloatArray:
     """Return the normal deviate with the same upper tail as Student's t.
 
@@ -297,6 +304,9 @@ class Engine(Protocol):
 
     def from_z(self, z: float) -> float:
         """Return the compared statistic at a normal deviate."""
+
+    def from_stat(self, stat: float) -> float:
+        """Return the compared statistic at a value of ``to_stat``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,11 +401,11 @@ class PooledVariance:
         """Return u or v at a normal deviate."""
         rank, dof = self.partition.rank, self.partition.dof
         at = np.array(z)
-        if rank == 1:
-            t = float(z_to_t(at, dof))
-            return t / float(np.sqrt(dof + t**2))
-        f = float(z_to_f(at, rank, dof))
-        return f * rank / (dof + f * rank)
+        return self.from_stat(float(z_to_t(at, dof) if rank == 1 else z_to_f(at, rank, dof)))
+
+    def from_stat(self, stat: float) -> float:
+        """Return u or v at a t or F."""
+        return u_of_statistic(stat, rank=self.partition.rank, dof=self.partition.dof)
 
 
 def _product(rows: Array, e: Array) -> Array:

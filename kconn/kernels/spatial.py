@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from kconn.kernels import clusters
 from kconn.kernels.clusters import Graph, Network, Tfce
@@ -23,64 +24,149 @@ COST: Final = {"extent": 300.0, "mass": 600.0, "tfce": 10_000.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How a tool forms clusters.
+
+    ``scale``: on z or on the statistic itself. ``strict``: above the threshold, or at it too. ``excess``: mass sums
+    what exceeds the threshold. ``merge_signs``: in a two-sided test positive and negative features may share a cluster.
+    ``step``, ``strict_heights``, ``times_step``: heights of enhancement, see `kconn.kernels.clusters.Heights`.
+    ``two_sided_step``: the step of a two-sided test comes from the largest size, for both sides.
+    """
+
+    scale: Literal["z", "stat"]
+    strict: bool
+    excess: bool
+    merge_signs: bool
+    step: Literal["map", "observed", "exact"]
+    times_step: bool
+    strict_heights: bool = False
+    two_sided_step: bool = False
+
+
+RULES: Final = {
+    "kconn": Rules(scale="z", strict=False, excess=True, merge_signs=False, step="exact", times_step=True),
+    "palm": Rules(scale="z", strict=False, excess=False, merge_signs=True, step="map", times_step=True),
+    "fsl": Rules(
+        scale="stat",
+        strict=True,
+        excess=False,
+        merge_signs=False,
+        step="observed",
+        times_step=False,
+        strict_heights=True,
+    ),
+    "nilearn": Rules(
+        scale="stat",
+        strict=True,
+        excess=True,
+        merge_signs=False,
+        step="map",
+        times_step=False,
+        two_sided_step=True,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailP:
+    """A threshold given as the upper tail of the statistic."""
+
+    p: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Enhancement:
     """A statistic of neighbouring features.
 
-    ``threshold`` is a z; features at or above it form clusters. ``excess``: mass sums z minus the threshold instead of
-    z. ``merge_signs``: in a two-sided test positive and negative features may share a cluster.
+    Features beyond ``threshold``, a z or a statistic as the rules say, form clusters. ``steps``: the step of the upper
+    and of the lower side, if it was taken from the observed map.
     """
 
     kind: Literal["extent", "mass", "tfce"]
     neighbours: Graph | Network
-    threshold: float | None
+    threshold: float | TailP | None
     tfce: Tfce
-    excess: bool
-    merge_signs: bool
+    rules: Rules
+    steps: tuple[float, float] | None = None
 
-    def side(self, compared: FloatArray, engine: Engine) -> FloatArray:
-        """Return the statistic of the upper side of a map ``(n_feature,)`` on the compared scale."""
-        if self.threshold is None:
-            z = np.zeros(compared.size)
-            positive = compared > 0
-            z[positive] = np.maximum(engine.to_z(compared[positive]), 0)
-            return clusters.enhance(z, self.neighbours, self.tfce) if isinstance(self.neighbours, Graph) else z
-        out = np.zeros(compared.size)
-        active = self.active(compared, engine)
-        weights = np.ones(active.size)
-        if self.kind == "mass":
-            weights = engine.to_z(compared[active]) - (self.threshold if self.excess else 0.0)
-        out[active] = clusters.sum_clusters(self.cluster(active, compared.size), weights)
-        return out
+    def fixed(self, compared: FloatArray, engine: Engine) -> Enhancement:
+        """Return the same with steps taken from the observed map, where the rules want this."""
+        if self.kind != "tfce" or (self.tfce.step or self.rules.step) != "observed":
+            return self
+        ends = self._scale(np.array([compared.max(), -compared.min()]), engine) / 100
+        # A side without a positive value has no heights, whatever their distance.
+        return replace(self, steps=(float(ends[0]) or 1.0, float(ends[1]) or 1.0))
 
-    def active(self, compared: FloatArray, engine: Engine) -> npt.NDArray[np.int64]:
-        """Return the features that form clusters."""
-        least = np.inf if self.threshold is None else engine.from_z(self.threshold)
-        # A threshold that a feature meets exactly is met whatever the rounding on the way there.
-        return np.flatnonzero(compared >= least - 1e-12)
-
-    def cluster(self, active: npt.NDArray[np.int64], n_feature: int) -> npt.NDArray[np.int64]:
-        """Return the cluster of each active feature."""
-        return clusters.find_clusters(active, self.neighbours, n_feature)
+    def sides(self, compared: FloatArray, engine: Engine) -> FloatArray:
+        """Return the statistic of each of `TAILS`, ``(n_tail, n_feature)``; only the upper side of F and G."""
+        greater = self._side(compared, engine, 0, None)
+        if engine.stat_kind not in ("t", "v"):
+            return np.stack([greater] * len(TAILS))
+        less = self._side(-compared, engine, 1, None)
+        if self.rules.merge_signs:
+            return np.stack([self._side(np.abs(compared), engine, 0, None), greater, less])
+        if self.kind == "tfce" and self.rules.two_sided_step and self.tfce.step is None:
+            top = float(np.abs(compared).max())
+            first, second = self._side(compared, engine, 0, top), self._side(-compared, engine, 1, top)
+            return np.stack([np.maximum(first, second), greater, less])
+        return np.stack([np.maximum(greater, less), greater, less])
 
     def number(self, compared: FloatArray, engine: Engine, tail: str) -> npt.NDArray[np.int32]:
         """Return the observed clusters of a map numbered from 1, 0 outside; negative sides of their own are below 0."""
         sides = {"greater": [(1, compared)], "less": [(-1, -compared)]}.get(tail, [(1, compared), (-1, -compared)])
-        if tail == "two-sided" and self.merge_signs:
+        if tail == "two-sided" and self.rules.merge_signs:
             sides = [(1, np.abs(compared))]
         out = np.zeros(compared.size, dtype=np.int32)
         for sign, values in sides:
-            active = self.active(values, engine)
-            out[active] = sign * clusters.number_clusters(self.cluster(active, compared.size))
+            active = self._active(values, engine)
+            cluster = clusters.find_clusters(active, self.neighbours, compared.size)
+            out[active] = sign * clusters.number_clusters(cluster)
         return out
 
-    def sides(self, compared: FloatArray, engine: Engine) -> FloatArray:
-        """Return the statistic of each of `TAILS`, ``(n_tail, n_feature)``; only the upper side of F and G."""
-        greater = self.side(compared, engine)
-        if engine.stat_kind not in ("t", "v"):
-            return np.stack([greater] * len(TAILS))
-        less = self.side(-compared, engine)
-        both = self.side(np.abs(compared), engine) if self.merge_signs else np.maximum(greater, less)
-        return np.stack([both, greater, less])
+    def _side(self, compared: FloatArray, engine: Engine, i_side: int, top: float | None) -> FloatArray:
+        """Return the statistic of the upper side of a map ``(n_feature,)`` on the compared scale."""
+        if isinstance(self.neighbours, Graph) and self.threshold is None:
+            values = np.zeros(compared.size)
+            positive = compared > 0
+            values[positive] = np.maximum(self._scale(compared[positive], engine), 0)
+            return clusters.enhance(values, self.neighbours, self.tfce, self._heights(values, engine, i_side, top))
+        out = np.zeros(compared.size)
+        active = self._active(compared, engine)
+        weights = np.ones(active.size)
+        if self.kind == "mass":
+            weights = self._scale(compared[active], engine) - (self._least(engine)[1] if self.rules.excess else 0.0)
+        cluster = clusters.find_clusters(active, self.neighbours, compared.size)
+        out[active] = clusters.sum_clusters(cluster, weights)
+        return out
+
+    def _heights(self, values: FloatArray, engine: Engine, i_side: int, top: float | None) -> clusters.Heights:
+        chosen = self.tfce.step if self.tfce.step is not None else self.rules.step
+        step: float | None = None
+        if self.steps is not None:
+            step = self.steps[i_side]
+        elif chosen == "map":
+            highest = float(values.max()) if top is None else float(self._scale(np.array([top]), engine)[0])
+            step = highest / 100 if highest > 0 else 1.0
+        elif not isinstance(chosen, str):
+            step = float(chosen)
+        return clusters.Heights(step=step, strict=self.rules.strict_heights, times_step=self.rules.times_step)
+
+    def _scale(self, compared: FloatArray, engine: Engine) -> FloatArray:
+        return engine.to_z(compared) if self.rules.scale == "z" else engine.to_stat(compared)
+
+    def _least(self, engine: Engine) -> tuple[float, float]:
+        """Return the threshold on the compared scale and on that of the rules."""
+        if isinstance(self.threshold, TailP):
+            least = engine.from_z(float(-special.ndtri(self.threshold.p)))
+            return least, float(self._scale(np.array([least]), engine)[0])
+        threshold = np.inf if self.threshold is None else self.threshold
+        return (engine.from_z(threshold) if self.rules.scale == "z" else engine.from_stat(threshold)), threshold
+
+    def _active(self, compared: FloatArray, engine: Engine) -> npt.NDArray[np.int64]:
+        """Return the features that form clusters."""
+        # A value that is the threshold but for rounding counts as the threshold.
+        slack = 1e-12 if self.rules.strict else -1e-12
+        return np.flatnonzero(compared >= self._least(engine)[0] + slack)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,10 @@ class GroupVariances:
         """Return z."""
         return z
 
+    def from_stat(self, stat: float) -> float:
+        """Return z: what ``to_stat`` gives is z."""
+        return stat
+
     def _statistic(self, rows: Array, e: Array) -> tuple[FloatArray, FloatArray]:
         n_row, n_perm, n_obs = rows.shape
         n_group = self.member.shape[1]
