@@ -2,8 +2,12 @@
 
 import gzip
 import json
+import os
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 from kconn import cli
 from kconn.io import store
 from tests.small_study import ATLAS, run_file, small_study
+from tests.warm_shell import ROOT, count_kept
 
 SIDECAR, BOLD, MASK = "desc-preproc_bold.json", "desc-preproc_bold.nii.gz", "desc-brain_mask.nii.gz"
 CONFOUNDS = "desc-confounds_timeseries.tsv"
@@ -148,6 +153,7 @@ def covariate(**changes):
     return {"contrasts": {"groups": {"test": "covariate", "formula": "age", "effect": "age", **changes}}}
 
 
+ONE_SAMPLE = {"groups": None, "mean": {"test": "one-sample"}}
 ALL_TABLES = {"layout": "tables", "pattern": "sub-{subject}.tsv", "t_r": 2.0}
 
 #: name -> (tables of the study file, what is done to its folder, code, what stands in the message)
@@ -302,14 +308,32 @@ BAD_STUDIES = {
 }
 
 
+#: These are found out while computing: fewer subjects do.
+COMPUTED = {
+    "confound is n/a",
+    "flipped bit",
+    "a value that is no number",
+    "everything censored",
+    "everything too short",
+}
+
+
+def bad_study(name, folder):
+    """Write a bad study; return its file, the code of its error and words of the message."""
+    changes, damage, code, words = BAD_STUDIES[name]
+    if name in COMPUTED:
+        study = small_study(folder, n_subjects_per_group=1, **{"contrasts": ONE_SAMPLE, **changes})
+    else:
+        study = small_study(folder, **changes)
+    if damage is not None:
+        damage(folder)
+    return study, code, words
+
+
 @pytest.mark.faults
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", BAD_STUDIES)
 def test_run__refuses_a_bad_study(name, tmp_path, capsys):
-    changes, damage, code, words = BAD_STUDIES[name]
-    study = small_study(tmp_path, **changes)
-    if damage is not None:
-        damage(tmp_path)
+    study, code, words = bad_study(name, tmp_path)
     exit_code, out, err = run_here(capsys, "run", study, "--workers", "0")
     assert exit_code == cli.EXIT_ERROR, out
     first, rule, fix = err.splitlines()[:3]
@@ -321,3 +345,245 @@ def test_run__refuses_a_bad_study(name, tmp_path, capsys):
     if (tmp_path / "study.zarr" / "zarr.json").exists() and code != "E-STORE-SCHEMA":
         assert store.verify(tmp_path / "study.zarr")[1] == []
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unknown key", "cut gzip", "atlas shifted", "flipped bit", "everything censored"])
+def test_flow__refuses_a_bad_study(name, tmp_path):
+    study, code, words = bad_study(name, tmp_path)
+    command = [sys.executable, "-m", "flows.study", str(study), "--workers", "0"]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == cli.EXIT_ERROR
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert f"\n{code} " in ended.stderr
+    assert words in ended.stderr
+    assert "\n  rule: " in ended.stderr
+    if (tmp_path / "study.zarr" / "zarr.json").exists():
+        assert store.verify(tmp_path / "study.zarr")[1] == []
+
+
+def test_check__lists_everything_that_is_wrong(tmp_path, capsys):
+    study = small_study(
+        tmp_path,
+        contrasts={
+            "groups": {"test": "two-sample", "formula": "group", "effect": "group", "sessions": ["week6"]},
+            "weight": {"test": "covariate", "formula": "weight", "effect": "weight"},
+        },
+    )
+    edit_header(run_file(tmp_path, "02", BOLD), srow_x=[-20.0, 0, 0, 80.0])
+    run_file(tmp_path, "03", MASK).unlink()
+    rewrite_image("atlas", shifted)(tmp_path)
+    code, out, err = run_here(capsys, "check", study)
+    found = [line.split("]")[0] + "]" for line in err.splitlines() if line.startswith("E-")]
+    assert code == cli.EXIT_ERROR
+    assert found == [
+        "E-ORIENT [sub-02/ses-pre/run-1]",
+        "E-FILE-MISSING [sub-03/ses-pre/run-1]",
+        "E-GRID [nodes.sim, sub-01/ses-pre/run-1]",
+        "E-ID-MISSING [contrasts.groups]",
+        "E-DESIGN-FORMULA [contrasts.weight]",
+    ]
+    assert "5 problem(s)" in out
+    assert not (tmp_path / "study.zarr").exists()
+
+
+def test_check__lists_every_finding_in_the_file(tmp_path, capsys):
+    study = small_study(tmp_path, denoise={"hihg_pass": 0.01, "low_pass": "no"}, permutation={"n_perm": 1})
+    code, out, err = run_here(capsys, "check", study)
+    assert code == cli.EXIT_ERROR
+    assert [line.split()[0] for line in err.splitlines() if line.startswith("E-")] == [
+        "E-STUDY-KEY",
+        "E-STUDY-VALUE",
+        "E-STUDY-VALUE",
+    ]
+    assert "denoise.low_pass: " in err
+    assert "permutation.n_perm: " in err
+    assert "3 problem(s)" in out
+
+
+def test_check__passes_a_good_study_and_names_who_is_left_out(tmp_path, capsys):
+    study = small_study(tmp_path, contrasts=ONE_SAMPLE)
+    shutil.rmtree(tmp_path / "derivatives" / "sub-04")
+    assert run_here(capsys, "check", study) == (
+        0,
+        "3 runs of 3 subjects, 1 node set(s), 1 contrast(s)\nleft out sub-04: no run was found\nready to run\n",
+        "",
+    )
+
+
+def test_shell__walks_a_study_from_plan_to_clean(tmp_path, capsys):
+    study = small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE)
+    root = tmp_path / "study.zarr"
+    code, out, _ = run_here(capsys, "plan", study, "--json")
+    steps = json.loads(out)["steps"]
+    assert code == 0
+    assert [step["stage"] for step in steps].count("ingest") == 2
+    assert not any(step["published"] for step in steps)
+    assert not root.exists()
+    assert "11 steps, 11 to do" in run_here(capsys, "plan", study)[1]
+
+    code, out, _ = run_here(capsys, "run", study, "--workers", "0")
+    assert (code, count_kept(out)) == (0, 0)
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert all(step["published"] for step in json.loads(run_here(capsys, "plan", study, "--json")[1])["steps"])
+    assert "test" in run_here(capsys, "status", study)[1]
+    code, out, _ = run_here(capsys, "verify", study)
+    assert (code, out) == (0, f"11 published groups, 0 damaged; sha256 of all: {store.digest_store(root)}\n")
+
+    chunk = next((root / "sub-01/ses-pre/run-1/denoise").rglob("denoised/c/0/0"))
+    raw = bytearray(chunk.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    chunk.write_bytes(bytes(raw))
+    code, out, _ = run_here(capsys, "verify", root)
+    assert code == cli.EXIT_ERROR
+    assert "E-STORE-CORRUPT [sub-01/ses-pre/run-1:denoise] denoised/c/0/0 does not match its checksum" in out
+
+    good = store.group_path(root, *_ingested(root))
+    shutil.copytree(good, good.with_name("0" * 32))  # what a kill before the seal leaves
+    assert run_here(capsys, "clean", study)[:2] == (0, "removed 1 superseded groups\n")
+
+
+def _ingested(root):
+    address = next(address for address in store.find_published(root) if address.step == "ingest")
+    return address, store.current_key(root, address)
+
+
+def test_run__makes_damaged_groups_anew(tmp_path, capsys):
+    study = small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE)
+    root = tmp_path / "study.zarr"
+    run_here(capsys, "run", study, "--workers", "0")
+    digest = store.digest_store(root)
+    next((root / "sub-01/ses-pre/run-1/sim/nodes").rglob("timeseries/c/0/0")).unlink()
+    meta = next((root / "sub-02/ses-pre/run-1/denoise").glob("zarr.json"))
+    meta.write_text(meta.read_text().replace("current", "currant"))
+    assert run_here(capsys, "verify", study)[0] == cli.EXIT_ERROR
+    code, out, _ = run_here(capsys, "run", study, "--workers", "0")
+    assert (code, count_kept(out)) == (0, 9)
+    assert run_here(capsys, "verify", study)[0] == 0
+    assert store.digest_store(root) == digest
+
+
+@pytest.mark.faults
+def test_run__refuses_a_store_that_another_run_holds(tmp_path, capsys):
+    study = small_study(tmp_path)
+    with store.locked(tmp_path / "study.zarr"):
+        code, _, err = run_here(capsys, "run", study, "--workers", "0")
+        assert code == cli.EXIT_ERROR
+        assert err.startswith("E-STORE-LOCKED ")
+        assert run_here(capsys, "check", study)[0] == 0
+        assert run_here(capsys, "status", study)[0] == 0
+    assert not (tmp_path / "study.zarr").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_run__says_when_no_scheduler_answers(tmp_path, capsys):
+    study = small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE)
+    code, _, err = run_here(capsys, "run", study, "--scheduler", "tcp//127.0.0.1:9")
+    assert code == cli.EXIT_ERROR
+    assert err.startswith("E-WORKER no scheduler answers at tcp//127.0.0.1:9")
+
+
+@pytest.mark.faults
+def test_run__interrupted_says_so_and_goes_on(shell, tmp_path):
+    study = small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE)
+    ended = shell("run", study, "--workers", "0", signal_after=0.5, signal_number=signal.SIGINT)
+    assert ended.code == cli.EXIT_INTERRUPTED
+    assert ended.err == "interrupted: what was finished is kept; run the same command again to go on\n"
+    assert store.verify(tmp_path / "study.zarr")[1] == []
+    assert shell("run", study, "--workers", "0").code == 0
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [4.0, 7.0, 10.0])
+def test_run__interrupted_on_workers_says_so_and_goes_on(tmp_path, seconds):
+    """Ctrl-C in a terminal reaches the workers as well."""
+    study = small_study(tmp_path, sessions=("pre", "post"))
+    command = [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", "2"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in out + err
+    assert process.returncode in {cli.EXIT_INTERRUPTED, cli.EXIT_DONE}
+    if process.returncode == cli.EXIT_INTERRUPTED:
+        assert "interrupted: what was finished is kept" in err
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert store.verify(tmp_path / "study.zarr")[1] == []
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_run__says_when_the_disk_is_full(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount, umount = shutil.which("mount") or "", shutil.which("umount") or ""
+    small = [mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or not umount or subprocess.run(small, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no right to mount a small disk")
+    try:
+        study = small_study(tmp_path, contrasts=ONE_SAMPLE, study={"store": "disk/study.zarr"})
+        command = [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", "0"]
+        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert refused.returncode == cli.EXIT_ERROR
+        assert refused.stderr.startswith("E-DISK the plan may write "), refused.stderr
+        subprocess.run([mount, "-o", "remount,size=1500k", str(disk)], check=True)
+        full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert full.returncode == cli.EXIT_ERROR
+        assert "Traceback" not in full.stderr
+        assert full.stderr.startswith("E-DISK "), full.stderr
+        assert store.verify(disk / "study.zarr")[1] == []
+        n_sealed = len(store.find_published(disk / "study.zarr"))
+        subprocess.run([mount, "-o", "remount,size=60m", str(disk)], check=True)
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (ended.returncode, count_kept(ended.stdout)) == (0, n_sealed)
+    finally:
+        subprocess.run([umount, str(disk)], check=True)
+
+
+@pytest.mark.faults
+def test_main__an_error_that_nobody_foresaw_is_kept_in_a_log(tmp_path, capsys, monkeypatch):
+    study = small_study(tmp_path)
+    monkeypatch.setattr("kconn.survey.survey_study", lambda _: 1 / 0)
+    code, _, err = run_here(capsys, "check", study)
+    assert code == cli.EXIT_ERROR
+    assert err.startswith("E-INTERNAL kconn failed with ZeroDivisionError\n")
+    assert "ZeroDivisionError" in (tmp_path / "study.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["analyse"], ["run"], ["run", "x", "--workers", "1", "--scheduler", "y"], ["export", "x"]]
+)
+def test_main__wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == cli.EXIT_USAGE
+    assert capsys.readouterr().err.startswith("usage: kconn")
+
+
+def test_main__help_imports_nothing_heavy():
+    script = (
+        "import sys\n"
+        "from kconn import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
+        "heavy = {'xarray', 'dask', 'distributed', 'prefect', 'numpy', 'pandas', 'zarr', 'nibabel', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for command in ("init", "check", "plan", "run", "status", "verify", "report", "export", "clean", "simulate"):
+        assert f"\n    {command} " in out
+
+
+def test_main__a_closed_pipe_is_no_error(tmp_path):
+    study = small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE)
+    script = f"{sys.executable} -m kconn.cli plan {study} --json | head -c 10"
+    ended = subprocess.run(["/bin/sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (len(ended.stdout), ended.stderr) == (10, "")
