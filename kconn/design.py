@@ -174,7 +174,7 @@ def _select_people(
             str(subject): f"{column} is not {' or '.join(map(str, values))}" for subject in people.index[~keep]
         }
         people = people[keep]
-    if people.empty:
+    if len(people) == 0:  # `empty` is also True of rows without columns
         raise DesignError(
             "E-TOO-FEW",
             "no subject is left for the test",

@@ -12,7 +12,20 @@ from typing import Final
 #: Libraries whose arithmetic or files reach a result.
 LIBRARIES: Final = ("dask", "formulaic", "nibabel", "numba", "numpy", "pandas", "scipy", "xarray", "zarr")
 # These show or transport results and cannot change one.
-_NO_RESULT: Final = ("cli.py", "cluster.py", "errors.py", "execution.py", "report", "testing", "__init__.py")
+_NO_RESULT: Final = (
+    "__init__.py",
+    "cli.py",
+    "cluster.py",
+    "errors.py",
+    "execution.py",
+    "export.py",
+    "progress.py",
+    "report",
+    "scaffold.py",
+    "summary.py",
+    "testing",
+    "workbench.py",
+)
 
 
 @cache

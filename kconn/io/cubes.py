@@ -25,6 +25,8 @@ from kconn.io.store import Address, Target
 # Every chunk ends in a checksum: with Zarr's default codec a flipped bit comes back as changed data.
 _SMALL: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec())
 _FLOAT: Final = (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec())
+#: Other variables with fewer elements are read when a group is opened.
+_READ_AT_ONCE: Final = 1 << 18
 _INTEGER: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
 
 
@@ -112,10 +114,16 @@ def open_group(root: Path, address: Address) -> xr.Dataset:
         ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
     """
     ds = xr.open_zarr(store.published_group(root, address), consolidated=False, chunks=None)
-    ds = ds.assign_coords({str(name): _text(ds[name].compute()) for name in ds.coords})
-    large = {str(name) for name in ds.data_vars if {"voxel", "time"} <= set(ds[name].dims)}
-    ds = ds.assign({name: _blocked(ds[name]) for name in large})
-    ds = ds.assign({name: _text(ds[name].load()) for name in ds.data_vars if name not in large and ds[name].size < 1 << 22})
+    lazy = [str(name) for name in ds.data_vars if _is_large(ds.variables[name])]
+    for name, variable in ds.variables.items():
+        # Of the variables, not of DataArrays: each of those would read all its coordinates again.
+        if name not in lazy:
+            variable.load()
+    text = [str(name) for name, variable in ds.variables.items() if variable.dtype.kind == "T"]
+    # Python strings: NumPy cannot compare its variable-length type with its fixed-length one.
+    ds = ds.assign_coords({name: ds[name].astype(object) for name in text if name in ds.coords})
+    ds = ds.assign({name: ds[name].astype(object) for name in text if name not in ds.coords})
+    ds = ds.assign({name: _chunked(ds[name]) for name in lazy})
     return _scaled(ds) if "bold" in ds else ds
 
 
@@ -284,14 +292,15 @@ def _write_journal(staged: Path, start: int, files: Iterable[Path]) -> None:
         journal.write(json.dumps(entry) + "\n")
 
 
-def _blocked(variable: xr.DataArray) -> xr.DataArray:
-    n_voxel, n_time = variable.sizes["voxel"], variable.sizes["time"]
-    return variable.chunk(voxel=plan_voxel_blocks(n_voxel, n_time), time=n_time)
+def _is_large(variable: xr.Variable) -> bool:
+    return variable.dims == ("voxel", "time") or variable.size >= _READ_AT_ONCE
 
 
-def _text(variable: xr.DataArray) -> xr.DataArray:
-    """Return text as Python strings: NumPy cannot compare its variable-length type with its fixed-length one."""
-    return variable.astype(object) if variable.dtype.kind == "T" else variable
+def _chunked(variable: xr.DataArray) -> xr.DataArray:
+    """Return the variable on Dask: in the canonical voxel blocks, or as it is stored."""
+    if variable.dims == ("voxel", "time"):
+        return variable.chunk(voxel=plan_voxel_blocks(*variable.shape), time=-1)
+    return variable.chunk(dict(zip(variable.dims, variable.encoding["chunks"], strict=True)))
 
 
 def _scaled(ds: xr.Dataset) -> xr.Dataset:
