@@ -35,6 +35,7 @@ Alternative = Literal["two-sided", "greater", "less"]
 Regression = glm.Regression
 Convention = Literal["kconn", "palm", "fsl", "nilearn"]
 Statistic = Literal["edge", "voxel", "cluster-extent", "cluster-mass", "tfce", "nbs"]
+Data = xr.DataArray | npt.NDArray[np.floating] | da.Array
 Rows = pd.DataFrame | pd.Series | xr.DataArray | npt.NDArray[np.generic]
 
 #: Coverage of the limits of every p.
@@ -42,7 +43,7 @@ CI_LEVEL: Final = 0.95
 
 
 def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword each
-    data: xr.DataArray | npt.NDArray[np.floating],
+    data: Data,
     design: pd.DataFrame | npt.NDArray[np.floating],
     contrasts: Mapping[str, Any],
     *,
@@ -55,7 +56,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     regression: Regression = "freedman-lane",
     permutations: xr.DataArray | npt.NDArray[np.integer] | None = None,
     signs: xr.DataArray | npt.NDArray[np.integer] | None = None,
-    feature_covariates: xr.DataArray | npt.NDArray[np.floating] | None = None,
+    feature_covariates: Data | None = None,
     statistic: Statistic = "edge",
     neighbours: int | npt.NDArray[np.integer] | None = None,
     threshold: float | None = None,
@@ -75,8 +76,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     Parameters
     ----------
     data
-        ``(observation, feature...)``, NumPy or Dask, float32 or float64. With a coordinate ``observation`` every other
-        table is joined to it by id.
+        ``(observation, feature...)``, NumPy or Dask, float32 or float64; a bare array is ``(observation, feature)``.
+        With a coordinate ``observation`` every other table is joined to it by id.
     design
         One row per observation, one column per regressor, of full column rank; the intercept is a column like others.
         A DataFrame is indexed by observation id; an array has its rows in the order of ``data``.
@@ -262,9 +263,9 @@ class Features:
     n_feature: int
 
 
-def _read_features(data: xr.DataArray | npt.NDArray[np.floating]) -> Features:
+def _read_features(data: Data) -> Features:
     if not isinstance(data, xr.DataArray):
-        array = np.asarray(data)
+        array = data if isinstance(data, da.Array) else np.asarray(data)
         if array.ndim != 2:
             raise SchemaError("E-SCHEMA", f"data has shape {array.shape}", rule="an array is (n_obs, n_feature)")
         data = xr.DataArray(array, dims=(DIM, "feature"))
@@ -281,7 +282,7 @@ def _read_features(data: xr.DataArray | npt.NDArray[np.floating]) -> Features:
 
 def _join_covariates(
     features: Features,
-    covariates: xr.DataArray | npt.NDArray[np.floating],
+    covariates: Data,
     observations: Observations,
     model: Model,
 ) -> tuple[Features, npt.NDArray[np.intp]]:

@@ -233,6 +233,23 @@ def test_permutation_test__bits_do_not_depend_on_how_it_is_run(dtype):
         assert_same_bits(run(values), expected)
 
 
+def test_permutation_test__a_bare_dask_array_is_read_block_by_block():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(16, 6000))
+    largest = 0
+
+    def watch(block):
+        nonlocal largest
+        largest = max(largest, block.size)
+        return block
+
+    design = np.column_stack([np.ones(16), np.arange(16) % 2])
+    lazy = da.from_array(values, chunks=(16, 1000)).map_blocks(watch, meta=np.empty((0, 0)))
+    res = permutation_test(lazy, design, {"g": [0, 1]}, n_perm=50, seed=0, max_mem=8 * 2**20)
+    xr.testing.assert_identical(res, permutation_test(values, design, {"g": [0, 1]}, n_perm=50, seed=0))
+    assert 0 < largest <= 16_000
+
+
 GROUP_3 = {"group": [0, 1, 0], "age": [0, 0, 1]}
 
 
