@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from itertools import count
 from typing import Final
 
 import numpy as np
@@ -100,11 +101,14 @@ def _find_columns(terms: SimpleFormula, formula: str, table: pd.DataFrame) -> se
 
 def _find_names(expression: str) -> Iterator[str | None]:
     """Yield the columns in an expression, and None for what is not allowed in one."""
-    nodes = [ast.parse(expression, mode="eval").body]
+    quoted = re.findall(r"`([^`]*)`", expression)  # names that are no words stand in backquotes
+    numbers = count()
+    nodes = [ast.parse(re.sub(r"`[^`]*`", lambda _: f"_quoted_{next(numbers)}", expression), mode="eval").body]
     while nodes:
         node: ast.AST = nodes.pop()
         if isinstance(node, ast.Name):
-            yield node.id
+            number = node.id.removeprefix("_quoted_")
+            yield quoted[int(number)] if number != node.id else node.id
         elif not isinstance(node, _ARITHMETIC) or (isinstance(node, ast.Call) and not _may_call(node.func)):
             yield None
         else:
