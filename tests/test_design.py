@@ -1,0 +1,175 @@
+"""Contrasts in words: who is in, what is tested, and the numbers of a plain linear model."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+import xarray as xr
+
+from kconn.design import Hypothesis, build_test
+from kconn.errors import DesignError
+from kconn.inference import permutation_test
+
+SUBJECTS = [f"{i:02d}" for i in range(1, 13)]
+RNG = np.random.default_rng(4)
+PEOPLE = pd.DataFrame(
+    {
+        "group": list("papapapapapa"),
+        "age": RNG.normal(40, 10, 12).round(),
+        "sex": list("ffmmffmmffmm"),
+        "dose": RNG.normal(1, 0.2, 12),
+    },
+    index=pd.Index(SUBJECTS, name="subject"),
+)
+
+
+def cohort(pairs):
+    """Return ``netmat (observation, edge)`` of (subject, session) pairs, in the order given."""
+    values = {pair: np.random.default_rng([int(pair[0]), len(pair[1])]).normal(size=5) for pair in pairs}
+    return xr.DataArray(
+        np.array([values[pair] for pair in pairs]),
+        dims=("observation", "edge"),
+        coords={
+            "observation": ("observation", np.array([f"sub-{s}_ses-{v}" for s, v in pairs], dtype=object)),
+            "subject": ("observation", np.array([s for s, _ in pairs], dtype=object)),
+            "session": ("observation", np.array([v for _, v in pairs], dtype=object)),
+        },
+    )
+
+
+BOTH = cohort([(s, v) for s in SUBJECTS for v in ("pre", "post")])
+NETMAT = {v: BOTH.to_numpy()[i::2] for i, v in enumerate(("pre", "post"))}
+
+
+def hypothesis(test, **options):
+    return Hypothesis.of({"test": test, **options})
+
+
+def statistic(test):
+    """Return t of kconn for a test that was built."""
+    found = permutation_test(
+        test.data, test.design, {"tested": test.weights}, n_perm=2, seed=0, sign_flip=test.sign_flip
+    )
+    return found["stat"].to_numpy().ravel()
+
+
+def plain_t(values, columns, i_tested):
+    """Return t of ordinary least squares in statsmodels."""
+    return np.array([sm.OLS(values[:, i], columns).fit().tvalues[i_tested] for i in range(values.shape[1])])
+
+
+def test_build_test__two_sample_of_a_change_with_nuisance():
+    test = build_test(
+        BOTH,
+        PEOPLE,
+        None,
+        hypothesis(
+            "two-sample", formula="group + age + sex", effect="group", levels=["p", "a"], change=["pre", "post"]
+        ),
+    )
+    columns = np.column_stack([np.ones(12), PEOPLE.group == "a", PEOPLE.age, PEOPLE.sex == "m"]).astype(float)
+    np.testing.assert_allclose(statistic(test), plain_t(NETMAT["post"] - NETMAT["pre"], columns, 1), rtol=1e-9)
+    assert not test.sign_flip
+    assert test.question == "change pre to post: a (n=6) minus p (n=6), with age, sex as nuisance, 12 subjects"
+
+
+def test_build_test__levels_give_the_sign():
+    options = {"formula": "group", "effect": "group", "sessions": ["pre"]}
+    forth = build_test(BOTH, PEOPLE, None, hypothesis("two-sample", levels=["p", "a"], **options))
+    back = build_test(BOTH, PEOPLE, None, hypothesis("two-sample", levels=["a", "p"], **options))
+    sorted_levels = build_test(BOTH, PEOPLE, None, hypothesis("two-sample", **options))
+    np.testing.assert_allclose(statistic(forth), -statistic(back), rtol=1e-9)
+    np.testing.assert_array_equal(statistic(sorted_levels), statistic(back))
+
+
+def test_build_test__paired_is_the_t_of_the_differences():
+    test = build_test(BOTH, PEOPLE, None, hypothesis("paired", change=["pre", "post"]))
+    np.testing.assert_allclose(statistic(test), plain_t(NETMAT["post"] - NETMAT["pre"], np.ones((12, 1)), 0), rtol=1e-9)
+    assert test.sign_flip
+
+
+def test_build_test__one_sample_tests_the_mean_at_the_mean_of_the_nuisance():
+    test = build_test(BOTH, PEOPLE, None, hypothesis("one-sample", formula="age", sessions=["post"]))
+    columns = np.column_stack([np.ones(12), PEOPLE.age - PEOPLE.age.mean()])
+    np.testing.assert_allclose(statistic(test), plain_t(NETMAT["post"], columns, 0), rtol=1e-9)
+
+
+def test_build_test__covariate_over_the_mean_of_sessions():
+    test = build_test(BOTH, PEOPLE, None, hypothesis("covariate", formula="dose + age", effect="dose"))
+    columns = np.column_stack([np.ones(12), PEOPLE.dose, PEOPLE.age])
+    np.testing.assert_allclose(statistic(test), plain_t((NETMAT["pre"] + NETMAT["post"]) / 2, columns, 1), rtol=1e-9)
+
+
+def test_build_test__columns_of_the_sessions_table_are_those_of_the_session():
+    index = pd.MultiIndex.from_product([SUBJECTS[::-1], ["post", "pre"]], names=["subject", "session"])
+    sessions = pd.DataFrame({"score": np.arange(24.0) ** 1.5}, index=index)
+    test = build_test(
+        BOTH, PEOPLE, sessions, hypothesis("covariate", formula="score", effect="score", sessions=["pre"])
+    )
+    expected = [sessions.loc[(subject, "pre"), "score"] for subject in SUBJECTS]
+    np.testing.assert_array_equal(test.design["score"], expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_build_test__rows_are_joined_by_id_in_any_order(seed):
+    rng = np.random.default_rng(seed)
+    words = hypothesis("two-sample", formula="group + age", effect="group", change=["pre", "post"])
+    test = build_test(BOTH, PEOPLE, None, words)
+    shuffled = build_test(BOTH[rng.permutation(24)], PEOPLE.iloc[rng.permutation(12)], None, words)
+    xr.testing.assert_identical(test.data, shuffled.data)
+    pd.testing.assert_frame_equal(test.design, shuffled.design)
+
+
+def test_build_test__leaves_out_and_says_who_and_why():
+    pairs = [(s, v) for s in SUBJECTS for v in ("pre", "post") if (s, v) != ("03", "post")]
+    people = PEOPLE.assign(group=list("papapapapaxx"))
+    words = hypothesis(
+        "two-sample", formula="group", effect="group", levels=["p", "a"], change=["pre", "post"], where={"sex": ["f"]}
+    )
+    test = build_test(cohort(pairs), people, None, words)
+    assert test.design.index.tolist() == ["01", "02", "05", "06", "09", "10"]
+    assert test.data["observation"].to_numpy().tolist() == test.design.index.tolist()
+    assert test.left_out["03"] == "no usable run in session post"
+    assert test.left_out["04"] == "sex is not f"
+    words = hypothesis("two-sample", formula="group", effect="group", levels=["p", "a"], sessions=["pre"])
+    left_out = build_test(BOTH, people, None, words).left_out
+    assert left_out == dict.fromkeys(["11", "12"], "group is another than the two levels that are compared")
+
+
+@pytest.mark.parametrize(
+    ("people", "words", "code", "where"),
+    [
+        (PEOPLE[1:], {"test": "one-sample"}, "E-ID-MISSING", ""),
+        (PEOPLE, {"test": "one-sample", "sessions": ["mid"]}, "E-ID-MISSING", ""),
+        (PEOPLE, {"test": "paired", "change": ["pre", "mid"]}, "E-ID-MISSING", ""),
+        (
+            PEOPLE.assign(group="p"),
+            {"test": "two-sample", "formula": "group", "effect": "group"},
+            "E-DESIGN-LEVELS",
+            "",
+        ),
+        (
+            PEOPLE.assign(group=[*"ppppppppppp", None]),
+            {"test": "two-sample", "formula": "group", "effect": "group"},
+            "E-COV-NAN",
+            "sub-12",
+        ),
+        (
+            PEOPLE.assign(group=list("pppppppppppa")),
+            {"test": "two-sample", "formula": "group", "effect": "group"},
+            "E-TOO-FEW",
+            "",
+        ),
+        (PEOPLE, {"test": "two-sample", "formula": "age", "effect": "group"}, "E-DESIGN-FORMULA", ""),
+        (PEOPLE, {"test": "covariate", "formula": "sex", "effect": "sex"}, "E-DESIGN-FORMULA", ""),
+        (PEOPLE, {"test": "one-sample", "formula": "0 + age"}, "E-DESIGN-FORMULA", ""),
+        (PEOPLE, {"test": "one-sample", "where": {"sex": "x"}}, "E-TOO-FEW", ""),
+        (PEOPLE, {"test": "one-sample", "where": {"arm": "x"}}, "E-DESIGN-FORMULA", ""),
+        (PEOPLE, {"test": "one-sample", "formula": "C(dose)"}, "E-TOO-FEW", ""),
+    ],
+)
+def test_build_test__refusals(people, words, code, where):
+    with pytest.raises(DesignError) as caught:
+        build_test(BOTH, people, None, Hypothesis.of(words))
+    assert (caught.value.code, caught.value.where) == (code, where)
+    assert caught.value.rule
