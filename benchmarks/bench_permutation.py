@@ -18,7 +18,7 @@ import numpy as np
 from nilearn.mass_univariate import permuted_ols
 
 from kconn.inference import permutation_test
-from kconn.kernels import glm
+from kconn.kernels import tallies
 from kconn.kernels.blas import single_thread
 
 N_OBS, N_FEATURE = 101, 14_706
@@ -38,12 +38,12 @@ def simulate() -> tuple[np.ndarray, np.ndarray]:
 
 def multiply(dtype: str, n_perm: int) -> None:
     """Do the bare product of the same rows, in the same blocks, on every core."""
-    n_block = glm.plan_permutation_block(N_ROW)
+    n_block = tallies.plan_permutation_block(N_ROW)
     rng = np.random.default_rng(0)
     left = rng.standard_normal((n_block * N_ROW, N_OBS)).astype(dtype)
     blocks = [
-        rng.standard_normal((N_OBS, min(glm.FEATURE_BLOCK, N_FEATURE - first))).astype(dtype)
-        for first in range(0, N_FEATURE, glm.FEATURE_BLOCK)
+        rng.standard_normal((N_OBS, min(tallies.FEATURE_BLOCK, N_FEATURE - first))).astype(dtype)
+        for first in range(0, N_FEATURE, tallies.FEATURE_BLOCK)
     ]
 
     def work(right: np.ndarray) -> None:

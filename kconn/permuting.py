@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import dask.config
@@ -83,19 +84,19 @@ def run_tests(
     # One wave at a time keeps no more feature ranges in memory than there are threads to work on them.
     for first in range(0, len(widths), threads.total):
         wave = widths[first : first + threads.total]
-        raw = [delayed(_read_block, pure=False)(matrix[:, start:stop], order) for start, stop in wave]
+        raw = [_read(matrix[:, start:stop], order, threads, n_part=len(wave)) for start, stop in wave]
         graph = [
             [
                 (
-                    delayed(_observe, pure=False)(block, test.engine),
+                    delayed(_observe, pure=False)(copies[0], test.engine),
                     delayed(_join_ranges, pure=False)(
                         [
                             delayed(_tally, pure=False)(block, test.engine, test.shuffling.part(start, stop), dtype)
-                            for start, stop in here
+                            for block, (start, stop) in zip(cycle(copies), here, strict=False)
                         ]
                     ),
                 )
-                for block in raw
+                for copies in raw
             ]
             for test, here in zip(tests, ranges, strict=True)
         ]
@@ -118,13 +119,13 @@ def run_map_tests(
     budget = max_mem // threads.per_process
     cost = spatial.COST[enhancement.kind]
     graph = []
-    raw = delayed(_read_block, pure=False)(matrix, order)
+    raw = _read(matrix, order, threads, n_part=1)
     shared = delayed(enhancement)
     for test in tests:
         problem = _measure(matrix, test, dtype, extra=cost)
         tasks.check_memory(problem, max_mem=budget)
         ranges = tasks.plan_permutations(problem, n_part=1, n_thread=threads.total, max_mem=budget)
-        observed = delayed(_observe, pure=False)(raw, test.engine)
+        observed = delayed(_observe, pure=False)(raw[0], test.engine)
         own = delayed(_fix, pure=False)(observed, test.engine, shared)
         enhanced = delayed(_enhance, pure=False)(observed, test.engine, own)
         parts = [
@@ -138,6 +139,15 @@ def run_map_tests(
         FoundMaps(observed=observed, enhanced=enhanced, tally=tally)
         for observed, enhanced, tally in _compute(graph, threads)
     ]
+
+
+def _read(matrix: Any, order: npt.NDArray[np.intp], threads: Threads, *, n_part: int) -> list[Any]:
+    """Return one task that reads a block, or on a cluster as many as it takes to give every thread one.
+
+    A scheduler sends a task to where its input lies: with one copy, one worker would do all the work on it.
+    """
+    n_copy = max(1, threads.total // n_part) if threads.cluster else 1
+    return [delayed(_read_block, pure=False)(matrix, order) for _ in range(n_copy)]
 
 
 def _measure(matrix: Any, test: Test, dtype: str, *, extra: float = 0.0) -> tasks.Problem:
