@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.client import FutureCancelledError
 
 from kconn import stages
 from kconn.errors import KconnError, ResourceError
+from kconn.io.store import Address
 from kconn.plan import Plan, Step
 from kconn.stages import Job, Outcome
 
@@ -29,6 +30,8 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+#: Chains that must kill a worker on their own before the machine is held too small for all.
+_ENOUGH: Final = 2
 
 
 def run_plan(plan: Plan, job: Callable[[Step], Job], *, client: Client | None, listen: Listener) -> None:
@@ -129,26 +132,55 @@ def _timed(job: Job, listen: Listener, call: Callable[[], Outcome]) -> None:
 
 
 def _run_on(client: Client, chains: Iterable[list[Job]], listen: Listener) -> list[KconnError]:
-    """Submit every step as a future that waits for the one before it in its run."""
+    """Run chains on workers.
+
+    A worker that dies takes the blame for every step that waited on it, whichever killed it. So the chains that it
+    took along are tried again one by one, until two have shown that the fault is theirs; the rest share one more try.
+    """
+    errors, suspects = _submit(client, list(chains), listen, is_last_try=False)
+    n_guilty = 0
+    while suspects:
+        together = suspects if n_guilty == _ENOUGH else suspects[:1]
+        found, _ = _submit(client, together, listen, is_last_try=True)
+        suspects = suspects[len(together) :]
+        n_guilty += bool(found)
+        errors += found
+    return errors
+
+
+def _submit(
+    client: Client, chains: list[list[Job]], listen: Listener, *, is_last_try: bool
+) -> tuple[list[KconnError], list[list[Job]]]:
+    """Submit every step as a future that waits for the one before it in its run.
+
+    Returns
+    -------
+    The errors, and unless this is the last try, what is left of the chains that a dying worker took along.
+    """
     futures: dict[Future[Any], Job] = {}
     for priority, chain in enumerate(chains):
         before: Future[Any] | None = None
         for job in chain:
             # No subject label in a key: the dashboard shows them to whoever can open it.
-            before = client.submit(
-                _run_after, before, job, key=f"{job.step.stage}-{job.step.key}", priority=-priority, pure=False
-            )
+            key = f"{job.step.stage}-{job.step.key}{'-again' if is_last_try else ''}"
+            before = client.submit(_run_after, before, job, key=key, priority=-priority, pure=False)
             futures[before] = job
     errors = []
+    lost: set[Address] = set()
     try:
         for future in as_completed(list(futures)):
-            error = _report(future, futures[future], listen)
+            job = futures[future]
+            if not is_last_try and future.status == "error" and isinstance(future.exception(), KilledWorker):
+                lost.add(job.step.address)
+                continue
+            error = _report(future, job, listen)
             if error is not None:
                 errors.append(error)
     except BaseException:
         client.cancel(list(futures))
         raise
-    return errors
+    left = [[job for job in chain if job.step.address in lost] for chain in chains]
+    return errors, [chain for chain in left if chain]
 
 
 def _run_after(before: Mapping[str, Any] | None, job: Job) -> dict[str, Any]:
@@ -168,6 +200,9 @@ def _report(future: Future[Any], job: Job, listen: Listener) -> KconnError | Non
     try:
         result = future.result()
     except KilledWorker as killed:
+        if killed.task != future.key:  # the step before it killed the worker
+            listen(_event(job, "skipped"))
+            return None
         error = ResourceError(
             "E-WORKER",
             f"{killed.allowed_failures + 1} workers died at {job.step.stage}",

@@ -1,0 +1,144 @@
+"""Walking a plan: a failure stops its own run only, workers that die have a name, everything is told once."""
+
+import importlib
+import os
+import shutil
+import signal
+from collections import Counter
+
+import pytest
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from kconn.cluster import connect
+from kconn.errors import InputError, KconnError, ResourceError
+from kconn.execution import run_plan
+from kconn.io import store
+from kconn.stages import STAGES
+from kconn.workbench import prepare, writing
+from tests.small_study import small_study
+
+ONE_SAMPLE = {"groups": None, "mean": {"test": "one-sample"}}
+
+
+def walk(bench, client=None):
+    """Run a plan; return its events and its error."""
+    events, error = [], None
+    with writing(bench):
+        try:
+            run_plan(bench.plan, bench.bind, client=client, listen=events.append)
+        except KconnError as raised:
+            error = raised
+    return events, error
+
+
+def refuse_one(job):
+    """Stand in for a stage that meets bad input in one run."""
+    if job.step.where.startswith("sub-02"):
+        raise InputError("E-TABLE", "it is bad", rule="it is good")
+    return STAGES_BEFORE[job.step.stage](job)
+
+
+STAGES_BEFORE = dict(STAGES)
+
+
+def test_run_plan__a_failure_stops_its_own_run_and_the_cohort(tmp_path, monkeypatch):
+    bench = prepare(small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE))
+    monkeypatch.setitem(STAGES, "denoise", refuse_one)
+    events, error = walk(bench)
+    assert (error.code, error.where) == ("E-TABLE", "sub-02/ses-pre/run-1")
+    outcomes = Counter((event.stage, event.outcome) for event in events)
+    assert outcomes == {
+        ("ingest", "made"): 2,
+        ("denoise", "made"): 1,
+        ("denoise", "failed"): 1,
+        ("nodes", "made"): 1,
+        ("nodes", "skipped"): 1,
+        ("netmat", "made"): 1,
+        ("netmat", "skipped"): 1,
+    }
+    monkeypatch.undo()
+    events, error = walk(bench)
+    assert error is None
+    assert Counter(event.outcome for event in events) == {"kept": 5, "made": 6}
+    assert len(bench.pending()) == 0
+
+
+def test_run_plan__an_error_that_nobody_foresaw_has_its_place_and_keeps_its_traceback(tmp_path, monkeypatch):
+    bench = prepare(small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE))
+    monkeypatch.setitem(STAGES, "ingest", lambda _: 1 / 0)
+    _, error = walk(bench)
+    assert (error.code, error.where) == ("E-INTERNAL", "sub-01/ses-pre/run-1")
+    assert "ZeroDivisionError" in error.details
+    assert "ZeroDivisionError: division" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(OSError(28, "No space left"), "E-DISK"), (MemoryError(), "E-MEM"), (PermissionError(13, "no"), "E-PERMISSION")],
+)
+def test_run_plan__names_what_the_machine_lacks(tmp_path, monkeypatch, raised, code):
+    bench = prepare(small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE))
+
+    def lack(_):
+        raise raised
+
+    monkeypatch.setitem(STAGES, "ingest", lack)
+    _, error = walk(bench)
+    assert isinstance(error, ResourceError)
+    assert error.code == code
+    assert error.where.startswith("sub-01/ses-pre/run-1")
+
+
+def test_run_plan__refuses_other_code(tmp_path, monkeypatch):
+    bench = prepare(small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE))
+    monkeypatch.setattr("kconn.stages.job.code_version", lambda: "0+other")
+    _, error = walk(bench)
+    assert error.code == "E-CODE-VERSION"
+    assert store.find_published(bench.study.store) == []
+
+
+def worker_plugin(action, where):
+    """Return a plugin that makes a stage do something on every worker, also on one that was started anew."""
+
+    class Instead(WorkerPlugin):
+        def setup(self, worker):  # noqa: ARG002 - the signature of Dask
+            stages = importlib.import_module("kconn.stages").STAGES  # the worker's own: a global would be a copy
+            plain = stages["nodes"]
+
+            def stage(job):
+                if job.step.where.startswith(where):
+                    if action == "refuse":
+                        raise InputError("E-TABLE", "it is bad", rule="it is good")
+                    os.kill(os.getpid(), signal.SIGKILL)
+                plain(job)
+
+            stages["nodes"] = stage
+
+    return Instead()
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize(("action", "code"), [("refuse", "E-TABLE"), ("die", "E-WORKER")])
+def test_run_plan__on_workers_a_failure_stops_its_own_run(tmp_path, action, code):
+    bench = prepare(small_study(tmp_path, contrasts=ONE_SAMPLE))
+    with connect(n_workers=2) as client:
+        client.register_plugin(worker_plugin(action, "sub-02"))
+        events, error = walk(bench, client)
+    assert (error.code, error.where) == (code, "sub-02/ses-pre/run-1")
+    if action == "die":
+        assert "workers died at nodes" in error.problem
+        assert "MB for this step" in error.rule
+    ended = {(event.stage, event.where[:6]): event.outcome for event in events}
+    assert {key for key, outcome in ended.items() if outcome in {"failed", "skipped"}} == {
+        ("nodes", "sub-02"),
+        ("netmat", "sub-02"),
+    }
+    assert ended["nodes", "sub-02"] == "failed"
+    assert ended["netmat", "sub-02"] == "skipped"
+    assert len(events) == len(ended) == 16
+    with connect(n_workers=1) as client:
+        events, error = walk(bench, client)
+    assert error is None
+    assert Counter(event.outcome for event in events)["kept"] == 14
+    shutil.rmtree(bench.study.store)
