@@ -526,7 +526,7 @@ def test_run__says_when_the_disk_is_full(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount, umount = shutil.which("mount") or "", shutil.which("umount") or ""
-    small = [mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    small = [mount, "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or not umount or subprocess.run(small, capture_output=True, check=False).returncode != 0:
         pytest.skip("no right to mount a small disk")
     try:
@@ -535,7 +535,7 @@ def test_run__says_when_the_disk_is_full(tmp_path):
         refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert refused.returncode == cli.EXIT_ERROR
         assert refused.stderr.startswith("E-DISK the plan may write "), refused.stderr
-        subprocess.run([mount, "-o", "remount,size=1500k", str(disk)], check=True)
+        subprocess.run([mount, "-o", "remount,size=700k", str(disk)], check=True)
         full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert full.returncode == cli.EXIT_ERROR
         assert "Traceback" not in full.stderr
