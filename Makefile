@@ -3,13 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PREFECT_HOME ?= $(CURDIR)/.prefect
-export PREFECT_LOGGING_LEVEL ?= WARNING
 export DO_NOT_TRACK = 1
 
 .PHONY: demo test test-slow faults lint format bench install lock clean
 
 demo: install ## Simulate a trial, run it as a Prefect flow on a local Dask cluster, end with a report
-	$(BIN)/python -m flows.demo demo
+	PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL=WARNING $(BIN)/python -m flows.demo demo
 
 test: install ## Lint, types, import contract, unit tests
 	$(MAKE) --no-print-directory lint

@@ -19,7 +19,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
-from prefect.futures import wait
+from prefect.futures import as_completed
 from prefect.settings import (
     PREFECT_SERVER_ANALYTICS_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
@@ -101,10 +101,14 @@ def run_study(study: str, workers: int | None = None, scheduler: str | None = No
             log.info("Dask dashboard: %s", client.dashboard_link)
         session = Session(bench=bench, client=client)
         futures = [run_one_run.submit(session, steps) for steps in bench.plan.runs().values()]
-        wait(futures)
+        for n_done, _ in enumerate(as_completed(futures), start=1):
+            if n_done % max(1, len(futures) // 8) == 0 or n_done == len(futures):
+                log.info("%d of %d runs", n_done, len(futures))
         for future in futures:
+            future.wait()  # fetches the state with its data
             future.state.result()
         for step in bench.plan.cohort():
+            log.info("%s of %s", step.stage, step.where)
             run_one_step.with_options(name=step.stage)(session, step, return_state=True).result()
         publish_report(session, return_state=True).result()
     return store.digest_store(bench.study.store)
