@@ -129,10 +129,8 @@ def run_map_tests(
         own = delayed(_fix, pure=False)(observed, test.engine, shared)
         enhanced = delayed(_enhance, pure=False)(observed, test.engine, own)
         parts = [
-            delayed(_tally_maps, pure=False)(
-                raw, test.engine, shared, test.shuffling.part(start, stop), enhanced, dtype
-            )
-            for start, stop in ranges
+            delayed(_tally_maps, pure=False)(block, test.engine, own, test.shuffling.part(start, stop), enhanced, dtype)
+            for block, (start, stop) in zip(cycle(raw), ranges, strict=False)
         ]
         graph.append((observed, enhanced, delayed(_join_maps, pure=False)(parts)))
     return [

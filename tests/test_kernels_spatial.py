@@ -4,6 +4,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from distributed import Client
 from scipy import ndimage, stats
 
 from kconn.errors import ResourceError, SchemaError
@@ -113,6 +114,15 @@ def test_permutation_test__nilearn_convention_equals_nilearn(voxels, alternative
         np.testing.assert_allclose(tfce["max_stat"][i_perm, 0], np.abs(enhanced).max(), rtol=1e-9)
 
 
+def enhance_as_fsl(t, step):
+    """Heights of the observed map for every relabelling, above them, not times the step."""
+    out = np.zeros(t.size)
+    for height in np.arange(1, np.floor(t.max() / step + 1e-9) + 1) * step:
+        labels, _ = ndimage.label(t.reshape(5, 5, 4) > height * (1 + 1e-12), np.ones((3, 3, 3)))
+        out += np.where(labels > 0, np.sqrt(np.bincount(labels.ravel())[labels]) * height**2, 0).ravel()
+    return out
+
+
 def test_permutation_test__fsl_convention_works_on_t(voxels):
     options = {"n_perm": 30, "seed": 1, "neighbours": 26, "convention": "fsl", "alternative": "greater"}
     mass = permutation_test(voxels, DESIGN, CONTRAST, statistic="cluster-mass", threshold=1.7, **options)
@@ -121,11 +131,13 @@ def test_permutation_test__fsl_convention_works_on_t(voxels):
     masses = ndimage.sum_labels(t.reshape(5, 5, 4), labels, np.arange(1, n_label + 1))
     np.testing.assert_allclose(mass["max_stat"][0, 0], masses.max())
     tfce = permutation_test(voxels, DESIGN, CONTRAST, statistic="tfce", **options)
-    expected = np.zeros(t.size)
-    for height in np.linspace(0, t.max(), 101)[1:]:
-        labels, _ = ndimage.label(t.reshape(5, 5, 4) > height, np.ones((3, 3, 3)))
-        expected += np.where(labels > 0, np.sqrt(np.bincount(labels.ravel())[labels]) * height**2, 0).ravel()
-    np.testing.assert_allclose(tfce["enhanced"][0], expected, rtol=1e-9)
+    np.testing.assert_allclose(tfce["enhanced"][0], enhance_as_fsl(t, t.max() / 100), rtol=1e-9)
+    for i_perm, order in enumerate(tfce["permutation_table"][0].to_numpy()):
+        moved = np.empty(voxels.shape)
+        moved[order] = voxels
+        other = permutation_test(moved, DESIGN, CONTRAST, n_perm=2, seed=0)["stat"][0].to_numpy()
+        expected = enhance_as_fsl(other, t.max() / 100)
+        np.testing.assert_allclose(tfce["max_stat"][i_perm, 0], expected.max(), rtol=1e-9)
 
 
 def test_permutation_test__f_and_variance_groups_make_maps(voxels):
@@ -160,6 +172,8 @@ def test_permutation_test__maps_have_the_same_bits_however_run(voxels):
         xr.testing.assert_identical(permutation_test(voxels, DESIGN, CONTRAST, **options), expected)
     chunked = voxels.chunk(voxel=13, observation=5)
     xr.testing.assert_identical(permutation_test(chunked, DESIGN, CONTRAST, **options), expected)
+    with Client(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None):
+        xr.testing.assert_identical(permutation_test(voxels, DESIGN, CONTRAST, **options), expected)
 
 
 def test_permutation_test__pairs_as_neighbours(voxels):
