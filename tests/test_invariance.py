@@ -1,0 +1,177 @@
+"""One study, one set of bits: however many workers, however walked, however the input lies on the disk."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kconn
+from kconn.io import cubes, store
+from kconn.testing import simulate_run
+from tests.small_study import published, run_file, small_study, write_study
+from tests.warm_shell import ROOT
+
+OPTIONS = {
+    "sessions": ("pre", "post"),
+    "n_subjects_per_group": 2,
+    "denoise": {"confounds": "6P", "fd_threshold": 0.5},
+    "connectivity": {"kinds": ["corr", "ridgep"]},
+    "contrasts": {
+        "groups": {"test": "two-sample", "formula": "group", "effect": "group", "change": ["pre", "post"]},
+        "visits": {"test": "paired", "change": ["pre", "post"]},
+    },
+}
+SMALL = {"n_subjects_per_group": 1, "contrasts": {"groups": None, "mean": {"test": "one-sample"}}}
+
+
+def arrays(study):
+    """Return address/variable -> bytes of everything published."""
+    root = study.parent / "study.zarr"
+    found = {}
+    for address in store.find_published(root):
+        ds = cubes.open_group(root, address).load()
+        for name, variable in ds.variables.items():
+            values = variable.to_numpy()
+            found[f"{address}/{name}"] = str(values.tolist()) if values.dtype.kind == "O" else values.tobytes()
+    return found
+
+
+def steps(study):
+    """Return (address, key) -> files, with inode and time of change, of what is published."""
+    return published(study.parent / "study.zarr")
+
+
+@pytest.fixture(scope="module")
+def made(shell, tmp_path_factory):
+    """A study that was run undisturbed in one process."""
+    study = small_study(tmp_path_factory.mktemp("made") / "study", **SMALL)
+    assert shell("run", study, "--workers", "0").code == 0
+    return study
+
+
+@pytest.fixture
+def again(made, tmp_path):
+    """A copy of that study with its store, its times of change kept."""
+    shutil.copytree(made.parent, tmp_path / "study")
+    return tmp_path / "study" / "study.toml"
+
+
+def test_run__twice_does_nothing_the_second_time(made, shell):
+    before = steps(made)
+    ended = shell("run", made, "--workers", "0")
+    assert "nothing to do: all 11 results are there" in ended.out
+    assert steps(made) == before
+
+
+def test_run__one_changed_byte_makes_its_run_and_the_cohort_anew(again, shell):
+    before = steps(again)
+    path = run_file(again.parent, "02", "desc-confounds_timeseries.tsv")
+    text = path.read_text()
+    path.write_text(text[:-2] + ("1" if text[-2] != "1" else "2") + "\n")
+    ended = shell("run", again, "--workers", "0")
+    assert (ended.code, ended.n_kept) == (0, 4)
+    after = steps(again)
+    redone = sorted(address for address, _ in after.keys() - before.keys())
+    assert redone == [
+        "cohort/sim/corr:cohort",
+        "cohort:quality",
+        next(address for address in redone if address.endswith(":test")),
+        "sub-02/ses-pre/run-1/sim/corr:netmat",
+        "sub-02/ses-pre/run-1/sim:nodes",
+        "sub-02/ses-pre/run-1:denoise",
+        "sub-02/ses-pre/run-1:ingest",
+    ]
+    assert all(after[key] == before[key] for key in after.keys() & before.keys())
+
+
+def test_run__a_parameter_makes_its_stage_and_what_follows_anew_and_the_way_back_is_free(again, shell):
+    before, digest = steps(again), store.digest_store(again.parent / "study.zarr")
+    text = again.read_text()
+    write_study(again.parent, contrasts=SMALL["contrasts"], permutation={"seed": 9})
+    ended = shell("run", again, "--workers", "0")
+    assert (ended.code, ended.n_kept) == (0, 10)
+    again.write_text(text)
+    ended = shell("run", again, "--workers", "0")
+    assert (ended.code, ended.n_kept) == (0, 11)
+    assert steps(again) == before
+    assert store.digest_store(again.parent / "study.zarr") == digest
+
+
+def test_run__any_blocking_of_the_stream_gives_one_store(made, shell, tmp_path):
+    study = small_study(tmp_path / "study", **SMALL)
+    assert shell("run", study, "--workers", "0", patches={"kconn.stages.run._STREAM_BYTES": 1}).code == 0
+    assert store.digest_store(study.parent / "study.zarr") == store.digest_store(made.parent / "study.zarr")
+
+
+def test_run__plain_and_compressed_images_small_and_large_rows_give_one_result(made, shell, tmp_path):
+    study = small_study(tmp_path / "study", **SMALL)
+    for path in [*study.parent.rglob("sub-*.nii.gz")]:
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert shell("run", study, "--workers", "0", patches={"kconn.chunks.ROW_BYTES": 1000}).code == 0
+    expected, found = arrays(made), arrays(study)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert steps(study).keys() != steps(made).keys()  # the bytes of the files are part of the keys
+
+
+def test_run__rows_of_participants_in_another_order_give_one_result(shell, tmp_path):
+    study = small_study(tmp_path / "study")
+    assert shell("run", study, "--workers", "0").code == 0
+    expected = arrays(study)
+    path = study.parent / "derivatives/participants.tsv"
+    pd.read_csv(path, sep="\t").iloc[[2, 0, 3, 1]].to_csv(path, sep="\t", index=False)
+    ended = shell("run", study, "--workers", "0")
+    assert (ended.code, ended.n_kept) == (0, 18)  # the test alone reads the table
+    assert arrays(study) == expected
+
+
+@pytest.mark.parametrize("chunks", [None, {"voxel": 1}, {"voxel": 37, "time": 11}, {"voxel": -1, "time": -1}])
+def test_public_functions__any_chunking_gives_one_result(chunks):
+    run = simulate_run(n_time=90, t_r=0.8, grid_shape=(8, 9, 8), n_nodes=8, seed=2)
+    labels = np.zeros(run.attrs["grid_shape"], dtype=np.int16)
+    labels[tuple(run[axis].to_numpy() for axis in "ijk")] = run["parcel"]
+    nodes = kconn.nodes_from_labels(labels, np.array(run.attrs["affine"]))
+    run = run[["bold", "confounds", "framewise_displacement", "sample_mask"]]
+
+    def connect(given):
+        clean = kconn.denoise(given, confounds="6P", high_pass=0.01, low_pass=0.2)
+        return kconn.fisher_z(kconn.estimate_netmats(kconn.parcellate(clean, nodes), kind="ridgep", rho=0.1)).load()
+
+    expected, found = connect(run.chunk(voxel=50)), connect(run if chunks is None else run.chunk(chunks))
+    for name in ("denoised", "timeseries", "netmat"):
+        assert found[name].to_numpy().tobytes() == expected[name].to_numpy().tobytes(), name
+
+
+@pytest.mark.slow
+def test_run__one_hash_in_this_process_on_one_worker_on_two_and_as_a_flow(tmp_path):
+    digests = {}
+    for name, command in {
+        "in this process": ["kconn.cli", "run", "--workers", "0"],
+        "one worker": ["kconn.cli", "run", "--workers", "1"],
+        "two workers": ["kconn.cli", "run", "--workers", "2"],
+        "flow in this process": ["flows.study", "--workers", "0"],
+        "flow on two workers": ["flows.study", "--workers", "2"],
+    }.items():
+        study = small_study(tmp_path / name.replace(" ", "-"), **OPTIONS)
+        environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+        ended = subprocess.run(
+            [sys.executable, "-m", *command, str(study)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=400,
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert store.verify(study.parent / "study.zarr")[1] == []
+        digests[name] = store.digest_store(study.parent / "study.zarr")
+    print(json.dumps(digests))  # noqa: T201
+    assert len(set(digests.values())) == 1
