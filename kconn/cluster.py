@@ -13,7 +13,7 @@ from distributed import Client, LocalCluster
 
 from kconn.errors import ResourceError
 
-#: Measured: with the defaults a frozen worker stalls a run for 300 s, with these for 30 s. See docs/data_model.md.
+#: Measured: with the defaults a frozen worker stalls a run for 300 s, with these for 30 s. See docs/adr/0003.
 SETTINGS: Final[dict[str, Any]] = {
     "distributed.scheduler.worker-ttl": "30s",
     "distributed.scheduler.allowed-failures": 2,

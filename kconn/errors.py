@@ -75,7 +75,6 @@ CODES: Final[dict[str, str]] = {
     "E-STORE-UNSEALED": "A group of the store was never sealed.",
     "E-STORE-CORRUPT": "A stored chunk, manifest or pointer does not match its checksum.",
     "E-STORE-LOCKED": "Another process is writing to this store.",
-    "E-STORE-ALIGN": "A write would cross the boundary of a chunk.",
     # resources
     "E-PERMISSION": "A file or folder may not be written or read.",
     "E-DISK": "The disk is full, or has less room than the plan needs.",

@@ -38,7 +38,8 @@ DIMS: Final[dict[str, str]] = {
     "permutation": "A relabelling; the first is the identity.",
     "tail": "An alternative hypothesis: two-sided, greater, less.",
     "limit": "A confidence limit: lower, upper.",
-    "run": "A row of the quality table: one run of one session.",
+    "regressor": "A column of a design matrix.",
+    "row": "A row of the quality table: one run of one session.",
 }
 
 #: Variable -> dims allowed (trailing), NumPy kinds, unit, meaning.

@@ -108,13 +108,18 @@ class DenoiseTable(_Table):
     """``[denoise]``: one orthogonal projection per run."""
 
     confounds: Annotated[
-        Literal["none", "6P", "12P", "24P", "36P"] | list[str],
+        Literal["none", "2P", "6P", "8P", "9P", "12P", "24P", "36P"] | list[str],
         Field(description="preset, or a list of column names or regular expressions"),
     ] = "24P"
     detrend: Annotated[bool, Field(description="remove a straight line")] = True
     high_pass: Annotated[float | Off, Field(description="Hz; slower components are removed")] = 0.008
     low_pass: Annotated[float | Off, Field(description="Hz; faster components are removed")] = "none"  # noqa: S105 - a frequency
+    filter: Annotated[
+        Literal["cosine", "butterworth", "fft"],
+        Field(description="how the band is cut; cosine and fft are projections"),
+    ] = "cosine"
     fd_threshold: Annotated[float | Off, Field(description="mm; frames that moved more are censored")] = "none"
+    min_segment: Annotated[int, Field(ge=1, description="frames; shorter stretches between censored ones go too")] = 1
     dummy_frames: Annotated[int, Field(ge=0, description="frames dropped at the start of each run")] = 0
 
 
@@ -122,7 +127,7 @@ class QualityTable(_Table):
     """``[quality]``: runs beyond these limits are left out of the group analysis, and listed with the reason."""
 
     min_frames: Annotated[int, Field(ge=2, description="frames kept")] = 50
-    min_dof: Annotated[int, Field(ge=1, description="degrees of freedom left after denoising")] = 20
+    min_dof: Annotated[int, Field(ge=1, description="degrees of freedom left after denoising")] = 10
     max_mean_fd: Annotated[float | Off, Field(description="mm, mean framewise displacement")] = "none"
 
 

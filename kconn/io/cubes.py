@@ -97,7 +97,10 @@ def write_bold_stream(
         row = np.empty((n_voxel, chunk_time), dtype=dtype)
         for start, volumes in _rows(frame_blocks, flat_index, row, n_time):
             if start not in done:
-                array[:, start : start + volumes.shape[1]] = volumes
+                # One chunk at a time: of a whole row Zarr would hold copies of all chunks at once.
+                for first in range(0, n_voxel, chunk_voxel):
+                    block = slice(first, first + chunk_voxel)
+                    array[block, start : start + volumes.shape[1]] = volumes[block]
                 column = str(start // chunk_time)
                 _write_journal(staged, start, (path / column for path in (staged / "bold" / "c").iterdir()))
                 n_written += 1
@@ -304,12 +307,25 @@ def _chunked(variable: xr.DataArray) -> xr.DataArray:
 
 
 def _scaled(ds: xr.Dataset) -> xr.Dataset:
-    """Return the Dataset with ``bold`` as float32 in the unit of the image: stored value x slope + intercept."""
+    """Return the Dataset with ``bold`` as float32 in the unit of the image: stored value x slope + intercept.
+
+    The scaling leaves the attrs with that: whatever is made from ``bold`` must not be scaled again.
+    """
     raw = ds["bold"]
     if "scl_slope" not in raw.attrs:
         return ds
-    slope, inter = np.float32(raw.attrs["scl_slope"]), np.float32(raw.attrs["scl_inter"])
-    return ds.assign(bold=raw.astype(np.float32) * slope + inter)
+    scaling = {name: raw.attrs[name] for name in ("scl_slope", "scl_inter")}
+    bold = xr.apply_ufunc(_scale, raw, kwargs=scaling, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True)
+    bold.attrs = {name: value for name, value in raw.attrs.items() if name not in scaling}
+    return ds.assign(bold=bold)
+
+
+def _scale(raw: npt.NDArray[Any], *, scl_slope: float, scl_inter: float) -> npt.NDArray[np.float32]:
+    if (scl_slope, scl_inter) == (1.0, 0.0):
+        return raw.astype(np.float32)
+    scaled = raw * np.float64(scl_slope)
+    scaled += scl_inter
+    return scaled.astype(np.float32)
 
 
 def read_attrs(root: Path, address: Address) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 from scipy.interpolate import CubicSpline
-from scipy.signal import butter, sosfilt_zi
 
 from kconn.errors import InputError
 
@@ -81,6 +80,8 @@ def fit_butterworth(
     InputError
         Code ``E-DF`` if the kept frames span less than the filter needs at its ends.
     """
+    from scipy.signal import butter, sosfilt_zi  # noqa: PLC0415 - 47 MB that only this filter needs
+
     edges = [edge for edge in (high_pass, low_pass) if edge is not None]
     kind: Literal["bandpass", "highpass", "lowpass"] = (
         "bandpass" if len(edges) == 2 else "highpass" if low_pass is None else "lowpass"

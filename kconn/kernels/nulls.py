@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import lfilter
 
 from kconn.kernels.netmats import fisher_z, pack_edges, partial_correlation
 
@@ -58,6 +57,8 @@ def null_scale_partial(ar1: float, /, *, n_frame: int, n_node: int, seed: int) -
     seed
         Of the simulation.
     """
+    from scipy.signal import lfilter  # noqa: PLC0415 - 47 MB that only this simulation needs
+
     n_draw = -(-N_NULL_EDGE // (n_node * (n_node - 1) // 2))
     total = 0.0
     count = 0

@@ -49,8 +49,10 @@ def collect_quality(job: Job) -> None:
 def assemble_cohort(job: Job) -> None:
     """Average the runs of each session and stack the sessions into ``netmat (observation, edge)``."""
     sessions: dict[tuple[str, str], list[xr.Dataset]] = {}
+    subjects = set()
     for up in job.step.upstream:
         subject, session, _ = split_path(up.address.path)
+        subjects.add(subject)
         netmat = job.open(up.address)
         if exclusion(netmat) is None:
             sessions.setdefault((subject, session), []).append(netmat)
@@ -67,7 +69,7 @@ def assemble_cohort(job: Job) -> None:
     for name, prefix in (("subject", "sub-"), ("session", "ses-")):
         labels = [str(label).removeprefix(prefix) for label in cube[name].to_numpy()]
         cube = cube.assign_coords({name: ("observation", np.array(labels, dtype=object))})
-    job.publish(cube)
+    job.publish(cube.assign_attrs(without_runs=sorted(subjects - {subject for subject, _ in sessions})))
 
 
 def test_contrast(job: Job) -> None:
@@ -86,7 +88,8 @@ def test_contrast(job: Job) -> None:
         alternative=params["alternative"],
         sign_flip=test.sign_flip,
     )
-    left_out = [f"{subject}: {reason}" for subject, reason in sorted(test.left_out.items())]
+    without_runs = {str(subject): "every run was left out" for subject in cohort.attrs["without_runs"]}
+    left_out = [f"{subject}: {reason}" for subject, reason in sorted({**without_runs, **test.left_out}.items())]
     result = (
         result.isel(contrast=0)
         .assign_coords(contrast=job.step.address.path.split("/")[-1])

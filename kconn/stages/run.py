@@ -20,7 +20,7 @@ from kconn.quality import estimate_quality
 from kconn.stages.binding import Job, excluded, exclusion
 
 #: Bytes of volumes that the reader holds beside the row of chunks.
-_STREAM_BYTES: Final = 32 * 1024 * 1024
+_STREAM_BYTES: Final = 4 * 1024 * 1024
 #: Errors of denoising that speak of one run's motion, not of the study: the run is left out, with the reason.
 _LEAVES_OUT: Final = frozenset({"E-NO-FRAMES", "E-DF"})
 
@@ -38,12 +38,18 @@ def denoise_run(job: Job) -> None:
     params = job.step.params
     run = job.open(job.step.reads("ingest").address)
     try:
-        run = censor(run, fd_threshold=_off(params["fd_threshold"]), n_dummy=params["dummy_frames"])
+        run = censor(
+            run,
+            fd_threshold=_off(params["fd_threshold"]),
+            n_dummy=params["dummy_frames"],
+            min_segment=params["min_segment"],
+        )
         clean = denoise(
             run,
             confounds=params["confounds"],
             high_pass=_off(params["high_pass"]),
             low_pass=_off(params["low_pass"]),
+            filter=params["filter"],
             detrend=params["detrend"],
             min_dof=params["min_dof"],
         )
