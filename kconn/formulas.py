@@ -65,7 +65,8 @@ def evaluate_formula(formula: str, table: pd.DataFrame) -> pd.DataFrame:
         if not isinstance(terms, SimpleFormula):
             raise _refusal(formula, table, "it has several sides or parts")
         refuse_missing(table, sorted(_find_columns(terms, formula, table)))
-        matrix = model_matrix(terms, table, na_action="raise", context={})
+        with np.errstate(all="ignore"):  # what is not finite is refused below, in words
+            matrix = model_matrix(terms, table, na_action="raise", context={})
     except DesignError:
         raise
     except (FormulaicError, ArithmeticError, AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:

@@ -93,7 +93,6 @@ def test_evaluate_formula__names_who_lacks_a_value(formula):
     assert "'age'" in caught.value.problem
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 def test_evaluate_formula__refuses_what_is_not_finite():
     with pytest.raises(DesignError, match="E-COV-NAN"):
         evaluate_formula("np.log(age - 20)", TABLE)
