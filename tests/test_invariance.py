@@ -90,6 +90,7 @@ def test_run__one_changed_byte_makes_its_run_and_the_cohort_anew(again, shell):
     assert all(after[key] == before[key] for key in after.keys() & before.keys())
 
 
+@pytest.mark.slow
 def test_run__a_parameter_makes_its_stage_and_what_follows_anew_and_the_way_back_is_free(again, shell):
     before, digest = steps(again), store.digest_store(again.parent / "study.zarr")
     text = again.read_text()
@@ -103,12 +104,14 @@ def test_run__a_parameter_makes_its_stage_and_what_follows_anew_and_the_way_back
     assert store.digest_store(again.parent / "study.zarr") == digest
 
 
+@pytest.mark.slow
 def test_run__any_blocking_of_the_stream_gives_one_store(made, shell, tmp_path):
     study = small_study(tmp_path / "study", **SMALL)
     assert shell("run", study, "--workers", "0", patches={"kconn.stages.run._STREAM_BYTES": 1}).code == 0
     assert store.digest_store(study.parent / "study.zarr") == store.digest_store(made.parent / "study.zarr")
 
 
+@pytest.mark.slow
 def test_run__plain_and_compressed_images_small_and_large_rows_give_one_result(made, shell, tmp_path):
     study = small_study(tmp_path / "study", **SMALL)
     for path in [*study.parent.rglob("sub-*.nii.gz")]:
@@ -121,6 +124,7 @@ def test_run__plain_and_compressed_images_small_and_large_rows_give_one_result(m
     assert steps(study).keys() != steps(made).keys()  # the bytes of the files are part of the keys
 
 
+@pytest.mark.slow
 def test_run__rows_of_participants_in_another_order_give_one_result(shell, tmp_path):
     study = small_study(tmp_path / "study")
     assert shell("run", study, "--workers", "0").code == 0
