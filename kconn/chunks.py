@@ -13,7 +13,7 @@ MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
 #: Bytes of one voxel block over all frames, as float32: what a task holds, computes on and writes.
-BLOCK_BYTES: Final = 32 * MIB
+BLOCK_BYTES: Final = 16 * MIB
 #: Bytes that a streaming reader may buffer: one row of chunks, all voxels by some frames.
 ROW_BYTES: Final = 128 * MIB
 
