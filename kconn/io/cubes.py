@@ -94,13 +94,13 @@ def write_bold_stream(
         array = zarr.open_array(staged / "bold", mode="r+", zarr_format=3)
         done = _read_journal(staged)
         n_written = 0
-        row = np.empty((n_voxel, chunk_time), dtype=dtype)
+        row = np.empty((chunk_time, n_voxel), dtype=dtype)
         for start, volumes in _rows(frame_blocks, flat_index, row, n_time):
             if start not in done:
                 # One chunk at a time: of a whole row Zarr would hold copies of all chunks at once.
                 for first in range(0, n_voxel, chunk_voxel):
                     block = slice(first, first + chunk_voxel)
-                    array[block, start : start + volumes.shape[1]] = volumes[block]
+                    array[block, start : start + len(volumes)] = np.ascontiguousarray(volumes[:, block].T)
                 column = str(start // chunk_time)
                 _write_journal(staged, start, (path / column for path in (staged / "bold" / "c").iterdir()))
                 n_written += 1
@@ -258,16 +258,16 @@ def _rows(
     row: npt.NDArray[Any],
     n_time: int,
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Gather blocks of volumes into rows of chunks; yields (first frame, view ``(voxel, frame)``)."""
-    n_seen, n_in_row, n_row = 0, 0, row.shape[1]
+    """Gather blocks of volumes into rows of chunks; yields (first frame, view ``(frame, voxel)``)."""
+    n_seen, n_in_row, n_row = 0, 0, len(row)
     for block in frame_blocks:
         used = 0
         while used < len(block):
             n_take = min(len(block) - used, n_row - n_in_row)
-            row[:, n_in_row : n_in_row + n_take] = block[used : used + n_take, flat_index].T
+            np.take(block[used : used + n_take], flat_index, axis=1, out=row[n_in_row : n_in_row + n_take], mode="clip")
             used, n_in_row, n_seen = used + n_take, n_in_row + n_take, n_seen + n_take
             if n_in_row == n_row or n_seen == n_time:
-                yield n_seen - n_in_row, row[:, :n_in_row]
+                yield n_seen - n_in_row, row[:n_in_row]
                 n_in_row = 0
 
 
