@@ -1,14 +1,38 @@
+from .cohort import (
+    assemble as assemble,
+    average_runs as average_runs,
+    average_sessions as average_sessions,
+    group_mean as group_mean,
+    project_tangent as project_tangent,
+    ward_order as ward_order,
+)
+from .compcor import estimate_compcor as estimate_compcor
 from .denoising import censor as censor, denoise as denoise
+from .dual_regression import place_maps as place_maps, regress_maps as regress_maps, regress_series as regress_series
 from .errors import KconnError as KconnError
+from .families import average_families as average_families, average_networks as average_networks
 from .inference import permutation_test as permutation_test
 from .io.cubes import open_study as open_study
-from .netmats import estimate_netmats as estimate_netmats, fisher_z as fisher_z
-from .parcellation import (
+from .kernels.clusters import Tfce as Tfce
+from .netmats import (
+    ar1_z as ar1_z,
+    estimate_amplitudes as estimate_amplitudes,
+    estimate_netmats as estimate_netmats,
+    fisher_z as fisher_z,
+)
+from .nodes import (
+    drop_nodes as drop_nodes,
+    join_nodes as join_nodes,
     nodes_from_columns as nodes_from_columns,
     nodes_from_labels as nodes_from_labels,
     nodes_from_spheres as nodes_from_spheres,
-    parcellate as parcellate,
 )
-from .quality import estimate_quality as estimate_quality
+from .parcellation import parcellate as parcellate
+from .quality import (
+    estimate_dvars as estimate_dvars,
+    estimate_qc_fc as estimate_qc_fc,
+    estimate_quality as estimate_quality,
+)
+from .reliability import estimate_icc as estimate_icc
 from .seedmaps import estimate_seed_maps as estimate_seed_maps
 from .testing import simulate_run as simulate_run, simulate_study as simulate_study
