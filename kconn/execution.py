@@ -110,13 +110,16 @@ def _run_here(chains: Iterable[list[Job]], listen: Listener) -> list[KconnError]
 
 def _run_cohort(jobs: Iterable[Job], client: Client | None, listen: Listener) -> list[KconnError]:
     errors: list[KconnError] = []
+    missing = set()
     for job in jobs:
-        if errors and job.step.stage == "test":
+        if any(up.address in missing for up in job.step.upstream):
+            missing.add(job.step.address)
             listen(_event(job, "skipped"))
             continue
         try:
             _timed(job, listen, partial(stages.run_job, job, scheduler=client or "threads"))
         except KconnError as error:
+            missing.add(job.step.address)
             errors.append(error)
     return errors
 

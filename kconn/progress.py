@@ -22,6 +22,8 @@ _VERBS: Final = {
     "cohort": "cohort cube",
     "test": "permutation tests",
 }
+#: Outcomes that are told beside a bar; a step that was made needs no word.
+_NOTES: Final = {"kept": "already there", "failed": "failed", "skipped": "skipped"}
 
 
 @contextmanager
@@ -47,16 +49,17 @@ def show_progress(console: Console, steps: Sequence[Step]) -> Iterator[Listener]
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {stage: bars.add_task(_VERBS[stage], total=n, note="") for stage, n in totals.items()}
-        kept: Counter[str] = Counter()
+        outcomes: Counter[tuple[str, str]] = Counter()
 
         def listen(event: Event) -> None:
             left[event.stage] -= 1
-            kept[event.stage] += event.outcome == "kept"
-            note = f"{kept[event.stage]} already there" if kept[event.stage] else ""
+            outcomes[event.stage, event.outcome] += 1
+            counts = [(outcomes[event.stage, outcome], words) for outcome, words in _NOTES.items()]
+            note = ", ".join(f"{n} {words}" for n, words in counts if n)
             bars.update(tasks[event.stage], advance=1, note=note)
             if event.outcome == "failed":
                 bars.console.print(f"[red]failed[/red] {event.stage} of {event.where}", highlight=False)
             if not console.is_terminal and left[event.stage] == 0:
-                console.print(f"{_VERBS[event.stage]}: {totals[event.stage]} done{', ' + note if note else ''}")
+                console.print(f"{_VERBS[event.stage]}: {totals[event.stage]}{' (' + note + ')' if note else ''}")
 
         yield listen

@@ -63,6 +63,22 @@ def test_run_plan__a_failure_stops_its_own_run_and_the_cohort(tmp_path, monkeypa
     assert len(bench.pending()) == 0
 
 
+def test_run_plan__a_contrast_that_fails_stops_no_other(tmp_path, monkeypatch):
+    contrasts = {"groups": None, "mean": {"test": "one-sample"}, "other": {"test": "one-sample"}}
+    bench = prepare(small_study(tmp_path, n_subjects_per_group=1, contrasts=contrasts))
+
+    def refuse(job):
+        if job.step.where.endswith("/mean"):
+            raise InputError("E-TABLE", "it is bad", rule="it is good")
+        return STAGES_BEFORE["test"](job)
+
+    monkeypatch.setitem(STAGES, "test", refuse)
+    events, error = walk(bench)
+    assert error.where.endswith("/mean")
+    tests = {event.where.split("/")[-1]: event.outcome for event in events if event.stage == "test"}
+    assert tests == {"mean": "failed", "other": "made"}
+
+
 def test_run_plan__an_error_that_nobody_foresaw_has_its_place_and_keeps_its_traceback(tmp_path, monkeypatch):
     bench = prepare(small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE))
     monkeypatch.setitem(STAGES, "ingest", lambda _: 1 / 0)

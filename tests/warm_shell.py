@@ -9,6 +9,7 @@ import io
 import json
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,8 +41,7 @@ def count_kept(out):
     """Return how many results `kconn run` says it found already there."""
     if "nothing to do: all " in out:
         return int(out.split("nothing to do: all ")[1].split()[0])
-    lines = [line for line in out.splitlines() if line.endswith("already there")]
-    return sum(int(line.rsplit(", ", 1)[1].split()[0]) for line in lines)
+    return sum(map(int, re.findall(r"\((\d+) already there", out)))
 
 
 class WarmShell:
