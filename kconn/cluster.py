@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, Final
 
 import dask
@@ -45,16 +47,7 @@ def connect(*, n_workers: int | None = None, address: str | None = None) -> Iter
             with _remote(address) as client:
                 yield client
             return
-        with (
-            LocalCluster(
-                n_workers=n_workers or cores(),
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
+        with _start_local(n_workers or cores()) as cluster, Client(cluster) as client:
             yield client
 
 
@@ -62,6 +55,26 @@ def cores() -> int:
     """Return the physical cores that this process may use, at least one."""
     usable = len(psutil.Process().cpu_affinity() or [0])
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+def _start_local(n_workers: int) -> LocalCluster:
+    """Start worker processes that Ctrl-C does not reach: this process ends them, and they never print a traceback.
+
+    A terminal sends the interrupt to the whole group. The blocked signal is inherited by the thread and the processes
+    that start here; for this process it waits until the cluster is up.
+    """
+    resource_tracker.ensure_running()  # started later, it would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
