@@ -70,4 +70,5 @@ def plan_bold(n_voxel: int, n_time: int, *, itemsize: int) -> tuple[int, int]:
 
 def plan_voxel_blocks(n_voxel: int, n_time: int) -> int:
     """Return how many voxels, over all frames, make one block: the canonical grid of every per-voxel computation."""
-    return max(1, min(n_voxel, BLOCK_BYTES // (4 * max(1, n_time))))
+    frame_bytes = 4 * max(1, n_time)
+    return plan_chunks((n_voxel, frame_bytes), itemsize=1, max_mem=max(BLOCK_BYTES, frame_bytes), whole=(1,))[0]

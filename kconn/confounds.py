@@ -35,7 +35,6 @@ OLD_NAMES: Final = {
 }
 
 _PLAIN: Final = ("",)
-_SQUARED: Final = ("", "_power2")
 _WITH_DERIVATIVE: Final = ("", "_derivative1")
 _EXPANDED: Final = ("", "_derivative1", "_power2", "_derivative1_power2")
 

@@ -14,6 +14,7 @@ from dask.delayed import delayed
 from kconn import schema
 from kconn.chunks import plan_voxel_blocks
 from kconn.errors import InputError, SchemaError
+from kconn.frames import sample_mask, voxel_signal
 from kconn.kernels import dual_regression as kernel
 from kconn.kernels.blas import single_thread
 
@@ -95,7 +96,7 @@ def regress_maps(ds: xr.Dataset, maps: xr.DataArray, *, intercept: bool) -> xr.D
     Nickerson et al. 2017, Using dual regression to investigate network shape and amplitude in functional connectivity
     analyses, doi:10.3389/fnins.2017.00115.
     """
-    signal = _check(ds)
+    signal = voxel_signal(ds, what="dual regression")
     if maps.dims != ("node", "voxel") or maps.sizes["voxel"] != ds.sizes["voxel"]:
         raise SchemaError(
             "E-ARGUMENT",
@@ -103,7 +104,7 @@ def regress_maps(ds: xr.Dataset, maps: xr.DataArray, *, intercept: bool) -> xr.D
             where=str(ds.attrs.get("where", "")),
             rule="maps are (node, voxel) on the voxels of the run",
         )
-    x, kept = ds[signal], _kept(ds)
+    x, kept = ds[signal], sample_mask(ds)
     block = plan_voxel_blocks(*x.shape)
     where = str(ds.attrs.get("where", ""))
     if all(array.chunks is None for array in (x, maps, kept)):
@@ -155,9 +156,9 @@ def regress_series(ds: xr.Dataset, *, normalise: bool) -> xr.Dataset:
     InputError
         ``E-NETMAT-RANK`` if the run has too few frames, ``E-NODES`` if series are not independent.
     """
-    signal = _check(ds)
+    signal = voxel_signal(ds, what="dual regression")
     schema.validate(ds, "timeseries")
-    x, ts, kept = ds[signal], ds["timeseries"], _kept(ds)
+    x, ts, kept = ds[signal], ds["timeseries"], sample_mask(ds)
     block, where = plan_voxel_blocks(*x.shape), str(ds.attrs.get("where", ""))
     if all(array.chunks is None for array in (x, ts, kept)):
         fit = _fit(ts.data, kept.data, normalise, where)
@@ -177,23 +178,6 @@ def regress_series(ds: xr.Dataset, *, normalise: bool) -> xr.Dataset:
     attrs = {"source": signal, "normalise": int(normalise)}
     dims = ("node", "voxel")
     return schema.annotate(ds.assign(subject_map=(dims, both[0], attrs), subject_map_t=(dims, both[1], attrs)))
-
-
-def _check(ds: xr.Dataset) -> str:
-    signal = "denoised" if "denoised" in ds else "bold"
-    schema.validate(ds, signal)
-    if "voxel" not in ds[signal].dims:
-        raise SchemaError(
-            "E-SCHEMA",
-            f"{signal!r} has dims {tuple(map(str, ds[signal].dims))}",
-            where=str(ds.attrs.get("where", "")),
-            rule="dual regression needs (voxel, time)",
-        )
-    return signal
-
-
-def _kept(ds: xr.Dataset) -> xr.DataArray:
-    return ds["sample_mask"] if "sample_mask" in ds else xr.DataArray(np.ones(ds.sizes["time"], bool), dims="time")
 
 
 def _normal_equations(

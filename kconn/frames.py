@@ -88,6 +88,33 @@ def _displacement_of(confounds: xr.DataArray, kind: Displacement, where: str) ->
     return computed
 
 
+def voxel_signal(ds: xr.Dataset, *, what: str) -> str:
+    """Return the name of the signal of a run, ``denoised`` rather than ``bold``, which must have voxels.
+
+    Parameters
+    ----------
+    ds
+        A run.
+    what
+        Who needs voxels, for the error.
+
+    Raises
+    ------
+    SchemaError
+        Code ``E-SCHEMA``.
+    """
+    signal = "denoised" if "denoised" in ds else "bold"
+    schema.validate(ds, signal)
+    if "voxel" not in ds[signal].dims:
+        raise SchemaError(
+            "E-SCHEMA",
+            f"{signal!r} has dims {tuple(map(str, ds[signal].dims))}",
+            where=place(ds),
+            rule=f"{what} needs (voxel, time)",
+        )
+    return signal
+
+
 def sample_mask(ds: xr.Dataset) -> xr.DataArray:
     """Return which frames of a run are kept: `sample_mask`, or all of them where nobody has censored."""
     if "sample_mask" in ds:

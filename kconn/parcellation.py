@@ -14,6 +14,7 @@ from dask.delayed import delayed
 from kconn import schema
 from kconn.chunks import plan_voxel_blocks
 from kconn.errors import InputError, SchemaError
+from kconn.frames import sample_mask
 from kconn.kernels import parcellation as kernel
 from kconn.nodes import (
     Columns,
@@ -88,7 +89,7 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
         position = ds["i"] + shape[0] * (ds["j"] + shape[1] * ds["k"])
 
     ds = ds.drop_dims("node", errors="ignore")
-    kept = ds["sample_mask"] if "sample_mask" in ds else xr.DataArray(np.ones(ds.sizes["time"], bool), dims="time")
+    kept = sample_mask(ds)
     rule = {"n_voxel": members.n_voxel, "min_coverage": min_coverage, "where": str(ds.attrs.get("where", ""))}
     series, coverage = _apply(source, position, kept, members, rule)
     out = ds.assign_coords(nodes.coords()).assign(

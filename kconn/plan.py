@@ -124,7 +124,7 @@ class _Builder:
         self.study = study
         self.survey = survey
         paths = {path for facts in survey.runs for path in facts.files.values()}
-        paths |= {path for nodes in study.nodes.values() for path in _node_files(nodes).values()}
+        paths |= {path for nodes in study.nodes.values() for path in nodes.files().values()}
         paths |= set(self._tables().values())
         memory = None if rehash else work_folder(study.store)
         self.digests = digest_files(study.folder, paths, memory=memory)
@@ -184,7 +184,6 @@ class _Builder:
         return self._step("denoise", facts.where, facts.where, upstream=[ingest], params=params, estimate=estimate)
 
     def _nodes(self, facts: RunFacts, name: str, nodes: NodesTable, upstream: Iterable[Step]) -> Step:
-        skip = {"atlas", "labels"} | ({"spheres"} if isinstance(nodes.spheres, str) else set())
         n_node = self.survey.n_nodes[name]
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
@@ -196,9 +195,9 @@ class _Builder:
             "nodes",
             f"{facts.where}/{name}",
             facts.where,
-            files=_node_files(nodes),
+            files=nodes.files(),
             upstream=upstream,
-            params=nodes.model_dump(mode="json", exclude=skip),
+            params=nodes.model_dump(mode="json", exclude={"atlas", "labels", *nodes.files()}),
             estimate=estimate,
         )
 
@@ -268,12 +267,3 @@ class _Builder:
             digests=digests,
             estimate=estimate or Estimate(),
         )
-
-
-def _node_files(nodes: NodesTable) -> dict[str, str]:
-    named = {
-        "atlas": nodes.atlas,
-        "labels": nodes.labels,
-        "spheres": nodes.spheres if isinstance(nodes.spheres, str) else None,
-    }
-    return {role: path for role, path in named.items() if path is not None}

@@ -13,6 +13,7 @@ from dask.delayed import delayed
 from kconn import schema
 from kconn.chunks import plan_voxel_blocks
 from kconn.errors import SchemaError
+from kconn.frames import sample_mask, voxel_signal
 from kconn.kernels import seedmaps as kernel
 from kconn.kernels.blas import single_thread
 from kconn.nodes import NodeSet
@@ -46,15 +47,7 @@ def estimate_seed_maps(ds: xr.Dataset, seeds: NodeSet | xr.DataArray, *, min_cov
     InputError
         As in `kconn.parcellation.parcellate`.
     """
-    signal = "denoised" if "denoised" in ds else "bold"
-    schema.validate(ds, signal)
-    if "voxel" not in ds[signal].dims:
-        raise SchemaError(
-            "E-SCHEMA",
-            f"{signal!r} has dims {tuple(map(str, ds[signal].dims))}",
-            where=str(ds.attrs.get("where", "")),
-            rule="seed maps need (voxel, time)",
-        )
+    signal = voxel_signal(ds, what="a seed map")
     if isinstance(seeds, NodeSet):
         ds = parcellate(ds, seeds, min_coverage=min_coverage)
         ts = ds["timeseries"]
@@ -65,7 +58,7 @@ def estimate_seed_maps(ds: xr.Dataset, seeds: NodeSet | xr.DataArray, *, min_cov
             {name: coord for name, coord in ts.coords.items() if coord.dims == ("node",)}
         )
 
-    kept = ds["sample_mask"] if "sample_mask" in ds else xr.DataArray(np.ones(ds.sizes["time"], bool), dims="time")
+    kept = sample_mask(ds)
     z = _apply(ts, ds[signal], kept)
     seed_map = xr.DataArray(z, dims=("node", "voxel"), attrs={"source": signal, "z": "fisher"})
     return schema.annotate(ds.assign(seed_map=seed_map))

@@ -41,6 +41,11 @@ SOURCE_OF: Final[dict[str, str]] = {
 RESERVED: Final = frozenset({"ingest", "denoise", "nodes", "netmat", "cohort", "quality", "test"})
 
 
+def unless_off(value: float | str) -> float | None:
+    """Return a number of the study file, or None for ``"none"``."""
+    return None if isinstance(value, str) else value
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
@@ -152,6 +157,11 @@ class NodesTable(_Table):
     min_coverage: Annotated[
         float, Field(ge=0, le=1, description="share of a node's voxels that must have data, else it is NaN and listed")
     ] = 0.5
+
+    def files(self) -> dict[str, str]:
+        """Return role -> path of the files that make this node set."""
+        named = {"atlas": self.atlas, "labels": self.labels, "spheres": self.spheres}
+        return {role: path for role, path in named.items() if isinstance(path, str)}
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

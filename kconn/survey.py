@@ -23,7 +23,7 @@ from kconn.kernels.filtering import check_band
 from kconn.netmats import check_rank
 from kconn.nodesets import load_nodes
 from kconn.parcellation import Columns, NodeSet, find_members
-from kconn.study import NodesTable, Study
+from kconn.study import NodesTable, Study, unless_off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ def survey_study(study: Study) -> Survey:
     """
     problems: list[KconnError] = []
     runs = find_runs(study)
-    participants, sessions = _bare_rows(runs), None
+    participants, sessions = tables.bare_rows(run.subject for run in runs), None
     with _collected(problems):
         participants, sessions = read_people(study, runs)
     left_out: dict[str, str] = {}
@@ -151,19 +151,13 @@ def find_runs(study: Study) -> list[Run]:
 def read_people(study: Study, runs: Iterable[Run]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Return the participants table, with a bare row per subject where there is none, and the sessions table."""
     inputs = study.inputs
-    column, id_format = inputs.participants_id, inputs.participants_id_format
-    sessions = None
-    if inputs.sessions is not None:
-        path = study.folder / inputs.sessions
-        sessions = tables.read_sessions(path, id_column=column, id_format=id_format)
-    if inputs.participants is not None:
-        path = study.folder / inputs.participants
-        return tables.read_participants(path, id_column=column, id_format=id_format), sessions
-    return _bare_rows(runs), sessions
-
-
-def _bare_rows(runs: Iterable[Run]) -> pd.DataFrame:
-    return pd.DataFrame(index=pd.Index(sorted({run.subject for run in runs}), name="subject"))
+    paths = (None if name is None else study.folder / name for name in (inputs.participants, inputs.sessions))
+    return tables.read_people(
+        *paths,
+        subjects=[run.subject for run in runs],
+        id_column=inputs.participants_id,
+        id_format=inputs.participants_id_format,
+    )
 
 
 @contextmanager
@@ -230,7 +224,7 @@ def _check_outputs(study: Study, problems: list[KconnError]) -> None:
 def _examine(study: Study, run: Run) -> RunFacts:
     facts = _examine_table(study, run) if study.inputs.layout == "tables" else _examine_image(study, run)
     denoise, template = study.denoise, facts.template
-    high_pass, low_pass = (None if isinstance(f, str) else f for f in (denoise.high_pass, denoise.low_pass))
+    high_pass, low_pass = map(unless_off, (denoise.high_pass, denoise.low_pass))
     check_band(facts.n_time, t_r=float(template.attrs["t_r"]), high_pass=high_pass, low_pass=low_pass)
     needs_table = denoise.confounds not in ("none", [])
     if "confounds" in facts.files:
@@ -347,8 +341,7 @@ def _grid(run: RunFacts) -> Any:
 
 
 def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet:
-    named = {"atlas": table.atlas, "labels": table.labels, "spheres": table.spheres}
-    files = {role: study.folder / path for role, path in named.items() if isinstance(path, str)}
+    files = {role: study.folder / path for role, path in table.files().items()}
     return load_nodes(table.model_dump(mode="json"), files, run.template)
 
 

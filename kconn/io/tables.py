@@ -232,6 +232,37 @@ def read_sessions(
     return table.rename_axis(["subject", "session"])
 
 
+def read_people(
+    participants: Path | None,
+    sessions: Path | None,
+    *,
+    subjects: Iterable[str],
+    id_column: str,
+    id_format: str | None,
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Read the tables of a study: participants, or a row without columns per subject where there is none, and sessions.
+
+    Parameters
+    ----------
+    participants, sessions
+        The files, or None.
+    subjects
+        Labels of the subjects with data.
+    id_column, id_format
+        As `read_participants`.
+    """
+    table = bare_rows(subjects)
+    if participants is not None:
+        table = read_participants(participants, id_column=id_column, id_format=id_format)
+    visits = None if sessions is None else read_sessions(sessions, id_column=id_column, id_format=id_format)
+    return table, visits
+
+
+def bare_rows(subjects: Iterable[str]) -> pd.DataFrame:
+    """Return a table of subjects without columns: what is known where there is no participants table."""
+    return pd.DataFrame(index=pd.Index(sorted(set(subjects)), name="subject"))
+
+
 def check_ids(needed: Iterable[str], index: Iterable[Any], *, what: str, where: str = "") -> None:
     """Refuse data without a row: every needed identifier must be in the index of a table.
 

@@ -76,7 +76,13 @@ def test_contrast(job: Job) -> None:
     """Test one contrast over the edges of the cohort."""
     params = job.step.params
     cohort = job.open(job.step.upstream[0].address)
-    participants, sessions = read_people(job, cohort)
+    participants, sessions = tables.read_people(
+        job.file("participants"),
+        job.file("sessions"),
+        subjects=cohort["subject"].to_numpy().astype(str),
+        id_column=params["participants_id"],
+        id_format=params["participants_id_format"],
+    )
     hypothesis = Hypothesis.of(params["hypothesis"])
     test = build_test(cohort["netmat"], participants, sessions, hypothesis)
     result = permutation_test(
@@ -109,16 +115,3 @@ def split_path(path: str) -> tuple[str, str, str]:
     """Return subject, session and run of ``sub-01/ses-1/run-1/...``."""
     subject, session, run = path.split("/")[:3]
     return subject.removeprefix("sub-"), session.removeprefix("ses-"), run.removeprefix("run-")
-
-
-def read_people(job: Job, cohort: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Return the participants and sessions tables of a step, or rows without columns where there is none."""
-    params = job.step.params
-    path, sessions_path = job.file("participants"), job.file("sessions")
-    options = {"id_column": params["participants_id"], "id_format": params["participants_id_format"]}
-    if path is None:
-        participants = pd.DataFrame(index=pd.Index(np.unique(cohort["subject"].to_numpy().astype(str)), name="subject"))
-    else:
-        participants = tables.read_participants(path, **options)
-    sessions = None if sessions_path is None else tables.read_sessions(sessions_path, **options)
-    return participants, sessions

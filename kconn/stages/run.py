@@ -18,6 +18,7 @@ from kconn.nodesets import load_nodes
 from kconn.parcellation import parcellate
 from kconn.quality import estimate_quality
 from kconn.stages.binding import Job, excluded, exclusion
+from kconn.study import unless_off
 
 #: Bytes of volumes that the reader holds beside the row of chunks.
 _STREAM_BYTES: Final = 4 * 1024 * 1024
@@ -40,15 +41,15 @@ def denoise_run(job: Job) -> None:
     try:
         run = censor(
             run,
-            fd_threshold=_off(params["fd_threshold"]),
+            fd_threshold=unless_off(params["fd_threshold"]),
             n_dummy=params["dummy_frames"],
             min_segment=params["min_segment"],
         )
         clean = denoise(
             run,
             confounds=params["confounds"],
-            high_pass=_off(params["high_pass"]),
-            low_pass=_off(params["low_pass"]),
+            high_pass=unless_off(params["high_pass"]),
+            low_pass=unless_off(params["low_pass"]),
             filter=params["filter"],
             detrend=params["detrend"],
             min_dof=params["min_dof"],
@@ -207,10 +208,6 @@ def _time(n_time: int, t_r: float) -> dict[str, Any]:
     return {"time": ("time", np.arange(n_time) * t_r, {"units": "s"})}
 
 
-def _off(value: float | str) -> float | None:
-    return None if isinstance(value, str) else value
-
-
 def _with_quality(run: xr.Dataset) -> xr.Dataset:
     """Return what denoising adds to a run: the residuals, the kept frames, and the quality."""
     return estimate_quality(run).drop_vars(["bold", "confounds", *"ijk", "confound"], errors="ignore")
@@ -221,7 +218,7 @@ def _beyond_limits(found: xr.Dataset, limits: Mapping[str, Any]) -> str:
     n_kept, mean_fd = int(found["n_kept"]), float(found["mean_fd"])
     if n_kept < limits["min_frames"]:
         return f"{n_kept} frames kept, fewer than {limits['min_frames']}"
-    highest = _off(limits["max_mean_fd"])
+    highest = unless_off(limits["max_mean_fd"])
     if highest is not None and mean_fd > highest:
         return f"mean framewise displacement {mean_fd:.3f} mm, above {highest}"
     return ""
