@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -74,17 +75,32 @@ def assemble_cohort(job: Job) -> None:
 
 def test_contrast(job: Job) -> None:
     """Test one contrast over the edges of the cohort."""
-    params = job.step.params
     cohort = job.open(job.step.upstream[0].address)
+    job.publish(run_contrast(job, cohort["netmat"], without_runs=cohort.attrs["without_runs"]))
+
+
+def run_contrast(job: Job, data: xr.DataArray, *, without_runs: Sequence[str]) -> xr.Dataset:
+    """Return the test of the contrast of a job on any features of the cohort.
+
+    Parameters
+    ----------
+    job
+        Its parameters hold the contrast.
+    data
+        ``(observation, feature)`` with ``subject`` and ``session`` along ``observation``.
+    without_runs
+        Subjects whose runs were all left out.
+    """
+    params = job.step.params
     participants, sessions = tables.read_people(
         job.file("participants"),
         job.file("sessions"),
-        subjects=cohort["subject"].to_numpy().astype(str),
+        subjects=data["subject"].to_numpy().astype(str),
         id_column=params["participants_id"],
         id_format=params["participants_id_format"],
     )
     hypothesis = Hypothesis.of(params["hypothesis"])
-    test = build_test(cohort["netmat"], participants, sessions, hypothesis)
+    test = build_test(data, participants, sessions, hypothesis)
     result = permutation_test(
         test.data,
         test.design,
@@ -94,21 +110,20 @@ def test_contrast(job: Job) -> None:
         alternative=params["alternative"],
         sign_flip=test.sign_flip,
     )
-    without_runs = {str(subject): "every run was left out" for subject in cohort.attrs["without_runs"]}
-    left_out = [f"{subject}: {reason}" for subject, reason in sorted({**without_runs, **test.left_out}.items())]
+    left_out = dict.fromkeys(without_runs, "every run was left out") | test.left_out
     result = (
         result.isel(contrast=0)
-        .assign_coords(contrast=job.step.address.path.split("/")[-1])
+        .assign_coords(contrast=job.step.address.path.split("/")[3])
         .assign_attrs(
             question=test.question,
             test=hypothesis.test,
             formula=hypothesis.formula,
             regressors=list(test.design.columns),
             n_observation=len(test.design),
-            left_out=left_out,
+            left_out=[f"{subject}: {reason}" for subject, reason in sorted(left_out.items())],
         )
     )
-    job.publish(result.assign(design=(("observation", "regressor"), test.design.to_numpy())))
+    return result.assign(design=(("observation", "regressor"), test.design.to_numpy()))
 
 
 def split_path(path: str) -> tuple[str, str, str]:
