@@ -4,6 +4,7 @@ from .cohort import (
     average_sessions as average_sessions,
     group_mean as group_mean,
     project_tangent as project_tangent,
+    scale_to_unrelated as scale_to_unrelated,
     ward_order as ward_order,
 )
 from .compcor import estimate_compcor as estimate_compcor
@@ -34,5 +35,9 @@ from .quality import (
     estimate_quality as estimate_quality,
 )
 from .reliability import estimate_icc as estimate_icc
+from .sliding_windows import (
+    estimate_variability as estimate_variability,
+    estimate_window_netmats as estimate_window_netmats,
+)
 from .seedmaps import estimate_seed_maps as estimate_seed_maps
 from .testing import simulate_run as simulate_run, simulate_study as simulate_study

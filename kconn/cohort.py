@@ -16,9 +16,10 @@ from kconn.kernels.blas import single_thread
 from kconn.kernels.netmats import count_nodes, pack_edges, unpack_edges
 from kconn.kernels.tangent import geometric_mean
 from kconn.kernels.tangent import project_tangent as project_tangent_space
+from kconn.netmats import AR1_KINDS, PARTIAL_KINDS, null_scale
 
 #: Attrs of ``netmat`` that must agree before matrices are put together.
-SAME_ATTRS: Final = ("kind", "rho", "z")
+SAME_ATTRS: Final = ("kind", "rho", "alpha", "window_s", "step_s", "z", "ar1", "seed")
 #: What is kept of the two nodes of an edge.
 EDGE_COORDS: Final = ("node_i", "node_j", "network_i", "network_j")
 #: Kinds that are correlation matrices with a unit diagonal.
@@ -47,7 +48,7 @@ def average_runs(runs: Sequence[xr.Dataset]) -> xr.Dataset:
     InputError
         ``E-NODES`` if there is no run, or two runs have different nodes.
     SchemaError
-        ``E-SCHEMA`` if they differ in kind, rho or z.
+        ``E-SCHEMA`` if they differ in kind, penalty or z.
 
     References
     ----------
@@ -58,6 +59,69 @@ def average_runs(runs: Sequence[xr.Dataset]) -> xr.Dataset:
     mean = _mean(stacked, "run")
     out = xr.Dataset({"netmat": mean, "n_run": stacked.notnull().sum("run", keep_attrs=False)})
     return schema.annotate(out.assign_coords(_edge_coords(runs[0])))
+
+
+def scale_to_unrelated(runs: Sequence[xr.Dataset], *, seed: int = 0) -> list[xr.Dataset]:
+    """Return the runs of a study with Fisher's z in units of its sd among unrelated series, as FSLNets does.
+
+    All runs share one AR(1) coefficient, the median over all nodes of all runs; each has the scale of its own number
+    of frames.
+
+    Parameters
+    ----------
+    runs
+        One Dataset per run: ``netmat (edge)`` of kind ``corr``, ``rcorr``, ``partial`` or ``ridgep`` as Fisher's z,
+        ``ar1 (node)`` of `kconn.netmats.estimate_ar1`, and ``n_kept``, the frames that both were made of.
+    seed
+        Of the simulation for partial correlations.
+
+    Returns
+    -------
+    list
+        With the attrs ``z`` = "ar1", ``ar1`` and, for partial correlations, ``seed`` of ``netmat``, and ``z_scale``.
+
+    Raises
+    ------
+    SchemaError
+        ``E-SCHEMA`` if a variable is missing; ``E-ARGUMENT`` if ``netmat`` is of another kind, or no Fisher z.
+    InputError
+        ``E-NETMAT-RANK`` as `kconn.netmats.null_scale`.
+
+    References
+    ----------
+    FSLNets, nets_netmats; Smith et al. 2011, doi:10.1016/j.neuroimage.2010.08.063.
+    """
+    for run in runs:
+        schema.validate(run, "netmat", "ar1", "n_kept")
+        attrs = run["netmat"].attrs
+        if attrs.get("kind") not in AR1_KINDS or attrs.get("z") != "fisher":
+            raise SchemaError(
+                "E-ARGUMENT",
+                f"netmat is of kind {attrs.get('kind')!r} with z = {attrs.get('z')!r}",
+                where=str(run.attrs.get("where", "")),
+                rule=f"Fisher's z of {', '.join(sorted(AR1_KINDS))} is scaled once",
+            )
+    coefficients = [run["ar1"].to_numpy() for run in runs]
+    ar1 = float(np.nanmedian(np.concatenate(coefficients)))
+    scales: dict[tuple[int, int], float] = {}
+    scaled = []
+    for run, own in zip(runs, coefficients, strict=True):
+        attrs = run["netmat"].attrs
+        size = int(run["n_kept"]), int((~np.isnan(own)).sum())
+        if size not in scales:
+            with single_thread():
+                scales[size] = null_scale(
+                    ar1,
+                    kind=attrs["kind"],
+                    n_frame=size[0],
+                    n_node=size[1],
+                    seed=seed,
+                    where=str(run.attrs.get("where", "")),
+                )
+        made = {"z": "ar1", "ar1": ar1, **({"seed": seed} if attrs["kind"] in PARTIAL_KINDS else {})}
+        netmat = (run["netmat"] * scales[size]).assign_attrs({**attrs, **made})
+        scaled.append(schema.annotate(run.assign(netmat=netmat, z_scale=scales[size])))
+    return scaled
 
 
 def assemble(sessions: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
@@ -80,7 +144,7 @@ def assemble(sessions: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
     InputError
         ``E-ID-DUPLICATE`` if a session comes twice, ``E-NODES`` if there is none or their nodes differ.
     SchemaError
-        ``E-SCHEMA`` if they differ in kind, rho or z.
+        ``E-SCHEMA`` if they differ in kind, penalty or z.
     """
     rows = sorted(((str(subject), str(session), ds) for subject, session, ds in sessions), key=lambda row: row[:2])
     ids = ["_".join(part for part in row[:2] if part) for row in rows]
@@ -328,7 +392,7 @@ def _check_attrs(first: xr.Dataset, ds: xr.Dataset, first_place: str, place: str
             f"netmat is {mine}, that of {first_place} is {theirs}",
             where=place,
             rule="matrices of one cohort are estimated in one way",
-            fix="estimate them again with one kind, rho and z",
+            fix="estimate them again with one kind, penalty and z",
         )
 
 

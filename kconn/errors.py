@@ -56,6 +56,7 @@ CODES: Final[dict[str, str]] = {
     "E-ATLAS": "The atlas has no labels, or its label table does not fit.",
     "E-NODES": "A node set is empty, or none of its nodes is covered by data.",
     "E-NETMAT-RANK": "The covariance cannot be inverted: too few frames for this many nodes.",
+    "E-NETMAT-CONVERGENCE": "A sparse netmat could not be estimated with this penalty.",
     # schema
     "E-SCHEMA": "A Dataset lacks a variable, or has it with the wrong dimensions or type.",
     "E-ARGUMENT": "An argument is outside its allowed values.",

@@ -19,17 +19,11 @@ from kconn.io import cubes, derivatives, layout, nifti_write, store
 from kconn.io.derivatives import bids_label, bids_name
 from kconn.io.files import sha256_file, write_atomic
 from kconn.kernels.netmats import unpack_edges
+from kconn.kinds import KINDS, describe_unit
 from kconn.plan import Step
 from kconn.survey import RunFacts
 from kconn.workbench import Workbench
 
-#: Kind of netmat -> what XCP-D and PyBIDS call it in the entity ``stat``; another kind stands for itself.
-STAT_OF_KIND: Final[dict[str, str]] = {
-    "cov": "covariance",
-    "corr": "pearsoncorrelation",
-    "partial": "partialcorrelation",
-    "ridgep": "ridgepartialcorrelation",
-}
 #: Task of runs whose files name none: a BIDS file of functional data must have one.
 _TASK: Final = "rest"
 #: Quality columns that count something.
@@ -393,7 +387,7 @@ class _GroupOutputs:
 
     def _name(self, cohort: Step, suffix: str, *, desc: str | None = None) -> str:
         _, node_set, kind = cohort.address.path.split("/")
-        entities = {"atlas": bids_label(node_set), "stat": STAT_OF_KIND.get(kind, kind), "desc": desc}
+        entities = {"atlas": bids_label(node_set), "stat": KINDS[kind].bids, "desc": desc}
         return f"group/group_{bids_name(entities, suffix)}"
 
 
@@ -452,7 +446,7 @@ def _series_name(facts: RunFacts, step: Step) -> str:
 
 def _netmat_name(facts: RunFacts, step: Step) -> str:
     *_, node_set, kind = step.address.path.split("/")
-    return _run_name(facts, "relmat.tsv", atlas=bids_label(node_set), stat=STAT_OF_KIND.get(kind, kind))
+    return _run_name(facts, "relmat.tsv", atlas=bids_label(node_set), stat=KINDS[kind].bids)
 
 
 def _excluded_runs(bench: Workbench) -> set[str]:
@@ -489,11 +483,11 @@ def _write_relmat(path: Path, result: xr.Dataset) -> None:
 def _about_relmat(result: xr.Dataset) -> dict[str, Any]:
     if result["netmat"].attrs.get("z") == "fisher":
         return {"Values": "r", "Transform": "tanh of the Fisher z on which the group analysis is computed"}
-    return {"Values": str(result["netmat"].attrs["kind"]), "Diagonal": "n/a: only pairs of nodes are kept"}
+    return {"Values": describe_unit(result["netmat"].attrs), "Diagonal": "n/a: only pairs of nodes are kept"}
 
 
 def _values_of(netmat: xr.DataArray) -> str:
-    return "Fisher z: arctanh of r" if netmat.attrs.get("z") == "fisher" else str(netmat.attrs["kind"])
+    return "Fisher z: arctanh of r" if netmat.attrs.get("z") == "fisher" else describe_unit(netmat.attrs)
 
 
 def _about_test(result: xr.Dataset, *, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -174,5 +174,5 @@ def _average(netmat: xr.DataArray, members: BoolArray, dim: str) -> tuple[xr.Dat
         output_dtypes=[np.float64, np.int64],
         dask_gufunc_kwargs={"output_sizes": {dim: len(members)}},
     )
-    kept = {name: netmat.attrs[name] for name in ("kind", "rho", "z") if name in netmat.attrs}
+    kept = {name: netmat.attrs[name] for name in ("kind", "rho", "alpha", "z") if name in netmat.attrs}
     return mean.assign_attrs(kept), count

@@ -15,23 +15,26 @@ from kconn.errors import InputError, SchemaError
 from kconn.kernels import netmats as kernel
 from kconn.kernels import nulls
 from kconn.kernels.blas import single_thread
+from kconn.kernels.sparse_precision import graphical_lasso_partial
 
 Array = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
 Estimator = Callable[[Array], Array]
-NetmatKind = Literal["cov", "corr", "rcorr", "partial", "ridgep", "ledoit", "ledoitp"]
+NetmatKind = Literal["cov", "corr", "rcorr", "partial", "ridgep", "glasso", "ledoit", "ledoitp"]
 
-#: Kind -> estimator of (..., time, node) -> (..., node, node). Those in `PENALISED` take ``rho`` as well.
+#: Kind -> estimator of (..., time, node) -> (..., node, node). Those in `PENALTY` take a penalty as well.
 ESTIMATORS: Final[dict[str, Callable[..., Array]]] = {
     "cov": kernel.covariance,
     "corr": kernel.correlation,
     "rcorr": kernel.correlation_without_mean,
     "partial": kernel.partial_correlation,
     "ridgep": kernel.ridge_partial,
+    "glasso": graphical_lasso_partial,
     "ledoit": kernel.ledoit_wolf,
     "ledoitp": kernel.ledoit_wolf_partial,
 }
-PENALISED: Final = frozenset({"ridgep"})
+#: Kind -> what its penalty is called.
+PENALTY: Final[dict[str, str]] = {"ridgep": "rho", "glasso": "alpha"}
 #: Kinds that need more frames than nodes.
 FULL_RANK: Final = frozenset({"partial"})
 #: Kinds that are no correlation, so that Fisher's z means nothing.
@@ -43,7 +46,9 @@ AR1_KINDS: Final = PARTIAL_KINDS | {"corr", "rcorr"}
 UNKNOWN_DF: Final = -1
 
 
-def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = None) -> xr.Dataset:
+def estimate_netmats(
+    ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = None, alpha: float | None = None
+) -> xr.Dataset:
     """Add the network matrix of each run.
 
     Only kept frames count: those of ``sample_mask``, where there is one, at which not every node is NaN. Dead nodes
@@ -58,38 +63,42 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
     kind
         ``cov`` (divided by n - 1), ``corr`` (Pearson), ``rcorr`` (Pearson after regressing out the mean of the
         nodes), ``partial`` (all other nodes regressed out of both), ``ridgep`` (the same with an L2 penalty,
-        FSLNets' formula), ``ledoit`` (Pearson shrunk by the rule of Ledoit and Wolf) or ``ledoitp`` (partial
-        from that).
+        FSLNets' formula), ``glasso`` (the same with an L1 penalty: the graphical lasso), ``ledoit`` (Pearson shrunk
+        by the rule of Ledoit and Wolf) or ``ledoitp`` (partial from that).
     rho
         The penalty of ``ridgep``, above 0; FSLNets' users often take 0.1 to 1.
+    alpha
+        The penalty of ``glasso``, above 0, of standardised series.
 
     Returns
     -------
     xr.Dataset
         ``ds`` with ``netmat (..., edge)``, coordinates ``node_i node_j`` (edge), upper triangle row by row (and
         ``network_i network_j`` where the nodes have the coordinate ``network``), and ``dead_node (..., node)``. Attrs
-        of ``netmat``: ``kind``, ``rho`` (where it has one), ``z`` = "none".
+        of ``netmat``: ``kind``, ``rho`` or ``alpha`` (where it has one), ``z`` = "none".
 
     Raises
     ------
     SchemaError
-        ``E-SCHEMA`` if ``timeseries`` is missing; ``E-ARGUMENT`` if the kind is unknown or ``rho`` does not fit it.
+        ``E-SCHEMA`` if ``timeseries`` is missing; ``E-ARGUMENT`` if the kind is unknown or a penalty does not fit it.
     InputError
         ``E-NETMAT-RANK`` if ``partial`` has too few frames for the nodes; ``E-NO-FRAMES`` if fewer than three frames
-        are kept; ``E-NODES`` if fewer than two nodes are alive. With lazy input these come when computed.
+        are kept; ``E-NODES`` if fewer than two nodes are alive; ``E-NETMAT-CONVERGENCE`` if ``glasso`` finds
+        no solution. With lazy input these come when computed.
 
     References
     ----------
     Smith et al. 2011, Network modelling methods for FMRI, doi:10.1016/j.neuroimage.2010.08.063.
     """
     schema.validate(ds, "timeseries")
-    estimator = _choose(kind, rho)
+    penalties = {name: float(value) for name, value in (("rho", rho), ("alpha", alpha)) if value is not None}
+    estimator = choose_estimator(kind, penalties)
     ts = ds["timeseries"]
-    kept = _kept_frames(ds)
+    kept = kept_frames(ds)
     n_node = ds.sizes["node"]
     edges, dead = xr.apply_ufunc(
         partial(
-            _estimate,
+            estimate_edges,
             estimator=estimator,
             full_rank=kind in FULL_RANK,
             where=str(ds.attrs.get("where", "")),
@@ -104,7 +113,7 @@ def estimate_netmats(ds: xr.Dataset, *, kind: NetmatKind, rho: float | None = No
         output_dtypes=[np.float64, np.bool_],
         dask_gufunc_kwargs={"output_sizes": {"edge": n_node * (n_node - 1) // 2}},
     )
-    attrs = {"kind": kind, "z": "none"} if rho is None else {"kind": kind, "rho": float(rho), "z": "none"}
+    attrs = {"kind": kind, **penalties, "z": "none"}
     out = ds.assign_coords(edge_coords(ds)).assign(netmat=edges.assign_attrs(attrs), dead_node=dead)
     return schema.annotate(out)
 
@@ -181,11 +190,9 @@ def ar1_z(ds: xr.Dataset, *, ar1: float | None = None, seed: int = 0) -> xr.Data
         )
     if ar1 is not None and not -1 < ar1 < 1:
         raise SchemaError("E-ARGUMENT", f"ar1 is {ar1}", rule="a stationary series has -1 < ar1 < 1")
-    ts, kept = ds["timeseries"], _kept_frames(ds)
+    ts, kept = ds["timeseries"], kept_frames(ds)
     scale = xr.apply_ufunc(
-        partial(
-            _null_scales, ar1=ar1, seed=seed, is_partial=kind in PARTIAL_KINDS, where=str(ds.attrs.get("where", ""))
-        ),
+        partial(_null_scales, ar1=ar1, seed=seed, kind=kind, where=str(ds.attrs.get("where", ""))),
         ts.chunk({"node": -1, "time": -1}) if ts.chunks is not None else ts,
         kept.chunk({"time": -1}) if kept.chunks is not None else kept,
         input_core_dims=[["node", "time"], ["time"]],
@@ -208,7 +215,7 @@ def estimate_ar1(ds: xr.Dataset) -> xr.Dataset:
         With ``timeseries (..., node, time)``; lazy input gives a lazy result.
     """
     schema.validate(ds, "timeseries")
-    ts, kept = ds["timeseries"], _kept_frames(ds)
+    ts, kept = ds["timeseries"], kept_frames(ds)
     ar1 = xr.apply_ufunc(
         _lag_ones,
         ts.chunk({"node": -1, "time": -1}) if ts.chunks is not None else ts,
@@ -232,7 +239,7 @@ def estimate_amplitudes(ds: xr.Dataset) -> xr.Dataset:
         NaN, unless all nodes are.
     """
     schema.validate(ds, "timeseries")
-    ts = ds["timeseries"].where(_kept_frames(ds))
+    ts = ds["timeseries"].where(kept_frames(ds))
     censored = ts.isnull().all("node")
     broken = ts.where(~censored, 0).isnull().any("time")
     sd = ts.std("time", ddof=1, skipna=True, keep_attrs=False).where(~broken)
@@ -261,30 +268,48 @@ def find_dead(ds: xr.Dataset) -> tuple[str, ...]:
     return tuple(map(str, ds["node"].to_numpy()[anywhere]))
 
 
-def _choose(kind: str, rho: float | None) -> Estimator:
+def choose_estimator(kind: str, penalties: dict[str, float]) -> Estimator:
+    """Return the estimator of one kind, its penalty bound.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` if the kind is unknown or a penalty does not fit it.
+    """
     if kind not in ESTIMATORS:
         raise SchemaError("E-ARGUMENT", f"kind is {kind!r}", rule=f"it is one of {', '.join(ESTIMATORS)}")
-    if kind in PENALISED:
-        if rho is None or not (np.isfinite(rho) and rho > 0):
+    wanted = PENALTY.get(kind)
+    for name, value in penalties.items():
+        if name != wanted:
+            owner = next(other for other, its in PENALTY.items() if its == name)
             raise SchemaError(
                 "E-ARGUMENT",
-                f"rho is {rho} for kind {kind!r}",
-                rule="the penalty is stated, finite and above 0",
-                fix="set rho, for example 0.1",
+                f"{name} is {value:g} for kind {kind!r}",
+                rule=f"{name} belongs to {owner!r}",
+                fix=f"leave {name} out, or choose kind {owner!r}",
             )
-        return partial(ESTIMATORS[kind], rho=float(rho))
-    if rho is not None:
+    if wanted is None:
+        return ESTIMATORS[kind]
+    penalty = penalties.get(wanted, np.nan)
+    if not (np.isfinite(penalty) and penalty > 0):
         raise SchemaError(
             "E-ARGUMENT",
-            f"rho is {rho} for kind {kind!r}, which has no penalty",
-            rule=f"rho belongs to {', '.join(sorted(PENALISED))}",
-            fix="leave rho out, or choose kind 'ridgep'",
+            f"{wanted} is {penalties.get(wanted)} for kind {kind!r}",
+            rule="the penalty is stated, finite and above 0",
+            fix=f"set {wanted}, for example 0.1",
         )
-    return ESTIMATORS[kind]
+    return partial(ESTIMATORS[kind], **penalties)
 
 
-def _kept_frames(ds: xr.Dataset) -> xr.DataArray:
+def kept_frames(ds: xr.Dataset) -> xr.DataArray:
+    """Return ``sample_mask``, or that every frame is kept."""
     return ds["sample_mask"] if "sample_mask" in ds else xr.ones_like(ds["time"], dtype=bool)
+
+
+def count_frames(ds: xr.Dataset) -> xr.DataArray:
+    """Return the frames ``(...)`` that netmats are made of: kept, and not NaN in every node."""
+    counted: xr.DataArray = (kept_frames(ds) & ds["timeseries"].notnull().any("node")).sum("time")
+    return counted
 
 
 def _lag_ones(ts: Array, kept: BoolArray) -> Array:
@@ -299,7 +324,34 @@ def _lag_ones(ts: Array, kept: BoolArray) -> Array:
     return ar1
 
 
-def _null_scales(ts: Array, kept: BoolArray, *, ar1: float | None, seed: int, is_partial: bool, where: str) -> Array:
+def null_scale(ar1: float, *, kind: str, n_frame: int, n_node: int, seed: int = 0, where: str = "") -> float:
+    """Return what FSLNets multiplies arctanh(r) by: 1 / its sd among unrelated series.
+
+    Parameters
+    ----------
+    ar1
+        The AR(1) coefficient of all series.
+    kind
+        ``corr`` or ``rcorr``, in closed form; ``partial`` or ``ridgep``, by simulation.
+    n_frame, n_node
+        Kept frames, and nodes that are alive.
+    seed
+        Of the simulation.
+    where
+        The run, for the message.
+
+    Raises
+    ------
+    InputError
+        ``E-NETMAT-RANK`` if there are too few frames for the unregularised partial correlation.
+    """
+    if kind not in PARTIAL_KINDS:
+        return nulls.null_scale_full(ar1, n_frame=n_frame)
+    check_rank(n_frame, n_node, where=where)
+    return nulls.null_scale_partial(ar1, n_frame=n_frame, n_node=n_node, seed=seed)
+
+
+def _null_scales(ts: Array, kept: BoolArray, *, ar1: float | None, seed: int, kind: str, where: str) -> Array:
     """Run by run: ts (..., node, time), kept (..., time) -> (...)."""
     lead = ts.shape[:-2]
     kept = np.broadcast_to(kept, (*lead, ts.shape[-1]))
@@ -310,16 +362,11 @@ def _null_scales(ts: Array, kept: BoolArray, *, ar1: float | None, seed: int, is
             alive = ~np.isnan(coefficients[run])
             n_frame = int((kept[run] & ~np.isnan(ts[run]).all(axis=0)).sum())
             a = float(np.median(coefficients[run][alive])) if ar1 is None else ar1
-            if is_partial:
-                n_node = int(alive.sum())
-                check_rank(n_frame, n_node, where=where)
-                scales[run] = nulls.null_scale_partial(a, n_frame=n_frame, n_node=n_node, seed=seed)
-            else:
-                scales[run] = nulls.null_scale_full(a, n_frame=n_frame)
+            scales[run] = null_scale(a, kind=kind, n_frame=n_frame, n_node=int(alive.sum()), seed=seed, where=where)
     return scales
 
 
-def _estimate(
+def estimate_edges(
     ts: Array, kept: BoolArray, df_left: npt.NDArray[Any], *, estimator: Estimator, full_rank: bool, where: str
 ) -> tuple[Array, BoolArray]:
     """Estimate run by run: ts (..., node, time), kept (..., time), df_left (...) -> (..., edge), (..., node)."""

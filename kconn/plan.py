@@ -155,6 +155,7 @@ class _Builder:
                 path,
                 path,
                 upstream=netmats,
+                params=self._scale(kind),
                 estimate=Estimate(bytes_written=8 * n_edge * len(netmats)),
             )
             yield cohort
@@ -204,17 +205,21 @@ class _Builder:
     def _netmat(self, facts: RunFacts, name: str, kind: str, series: Step) -> Step:
         n_node = self.survey.n_nodes[name]
         n_edge = n_node * (n_node - 1) // 2
-        rho = self.study.connectivity.rho if kind == "ridgep" else None
         return self._step(
             "netmat",
             f"{facts.where}/{name}/{kind}",
             facts.where,
             upstream=[series],
-            params={"kind": kind, "rho": rho, "n_edge": n_edge},
+            params={**self.study.connectivity.of_kind(kind), "n_edge": n_edge},
             estimate=Estimate(
                 bytes_written=8 * n_edge, memory=_BASE_BYTES + 8 * (4 * n_node**2 + n_node * facts.n_time)
             ),
         )
+
+    def _scale(self, kind: str) -> dict[str, Any]:
+        """Return what the cohort makes of the netmats of its runs."""
+        z = self.study.connectivity.of_kind(kind)["z"]
+        return {"kind": kind, "z": z, **({"seed": self.study.permutation.seed} if z == "ar1" else {})}
 
     def _test(self, path: str, contrast: ContrastTable, cohort: Step, n_edge: int) -> Step:
         permutation = self.study.permutation

@@ -6,15 +6,16 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kconn.errors import StudyFileError, first_of
+from kconn.kinds import KINDS
 
 #: ``"none"`` stands for "not applied": TOML has no null.
 Off = Literal["none"]
-Kind = Literal["cov", "corr", "partial", "ridgep"]
+KindName = Literal["cov", "corr", "rcorr", "partial", "ridgep", "glasso", "ledoit", "ledoitp", "tangent", "corrsd"]
 Cell = str | int | float | bool
 _NAME: Final = r"^[A-Za-z][A-Za-z0-9-]*$"
 _LABEL: Final = r"^[A-Za-z0-9]+$"
@@ -179,16 +180,44 @@ class NodesTable(_Table):
 class ConnectivityTable(_Table):
     """``[connectivity]``: how the connection of two nodes is estimated."""
 
-    kinds: Annotated[list[Kind], Field(min_length=1, description="cov, corr, partial, ridgep")] = Field(
-        default_factory=lambda: list[Kind](["corr"])
-    )
-    rho: Annotated[float, Field(gt=0, description="L2 regularisation of ridgep, as FSLNets scales it")] = 0.1
+    kinds: Annotated[
+        list[KindName],
+        Field(
+            min_length=1,
+            description="cov, corr, rcorr, partial, ridgep, glasso, ledoit, ledoitp, tangent, corrsd",
+        ),
+    ] = Field(default_factory=lambda: list[KindName](["corr"]))
+    z: Annotated[
+        Literal["fisher", "ar1", "none"],
+        Field(description="correlations as Fisher z, as FSLNets' z (over the sd among unrelated series), or as r"),
+    ] = "fisher"
+    rho: Annotated[float, Field(gt=0, description="L2 penalty of ridgep, as FSLNets scales it")] = 0.1
+    alpha: Annotated[float, Field(gt=0, lt=1, description="L1 penalty of glasso, on correlations")] = 0.1
+    window_s: Annotated[float, Field(gt=0, description="corrsd: length of a window in s")] = 60.0
+    step_s: Annotated[float, Field(gt=0, description="corrsd: from the start of one window to the next, in s")] = 10.0
 
     @model_validator(mode="after")
     def _kinds_differ(self) -> Self:
         if len(set(self.kinds)) != len(self.kinds):
             raise ValueError("a kind is named twice")
         return self
+
+    @model_validator(mode="after")
+    def _z_is_known(self) -> Self:
+        strange = [kind for kind in self.kinds if KINDS[kind].has_z and not KINDS[kind].has_null]
+        if self.z == "ar1" and strange:
+            known = ", ".join(kind for kind in KINDS if KINDS[kind].has_null)
+            raise ValueError(f"z = 'ar1' is known for {known}; not for {', '.join(strange)}")
+        return self
+
+    def of_kind(self, kind: str) -> dict[str, Any]:
+        """Return the parameters of the netmat of a run: those that its kind has."""
+        params: dict[str, Any] = {"kind": kind, "z": self.z if KINDS[kind].has_z else "none"}
+        if (penalty := KINDS[kind].penalty) is not None:
+            params[penalty] = getattr(self, penalty)
+        if kind == "corrsd":
+            params |= {"window_s": self.window_s, "step_s": self.step_s}
+        return params
 
 
 class ContrastTable(_Table):

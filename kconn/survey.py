@@ -20,9 +20,11 @@ from kconn.io import layout, nifti, tables
 from kconn.io.layout import Run
 from kconn.kernels import glm
 from kconn.kernels.filtering import check_band
-from kconn.netmats import check_rank
+from kconn.kinds import KINDS
+from kconn.netmats import PARTIAL_KINDS, check_rank
 from kconn.nodesets import load_nodes
 from kconn.parcellation import Columns, NodeSet, find_members
+from kconn.sliding_windows import plan_windows
 from kconn.study import NodesTable, Study, unless_off
 
 
@@ -328,10 +330,21 @@ def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]
                     nodes = _load(study, table, run)
                     _place(nodes, run)
                     seen[grid] = len(nodes.names)
-                if "partial" in study.connectivity.kinds:
-                    check_rank(run.n_time, seen[grid])
+                _check_kinds(study, run, seen[grid])
         n_nodes[name] = max(seen.values(), default=0)
     return n_nodes
+
+
+def _check_kinds(study: Study, run: RunFacts, n_node: int) -> None:
+    """Refuse kinds of netmat that the longest series this run can give is too short for."""
+    table = study.connectivity
+    for name in table.kinds:
+        kind = KINDS[name]
+        if kind.needs_rank or (table.z == "ar1" and kind.estimator in PARTIAL_KINDS):
+            check_rank(run.n_time, n_node)
+        if name == "corrsd":
+            t_r = float(run.template.attrs["t_r"])
+            plan_windows(run.n_time, t_r=t_r, window_s=table.window_s, step_s=table.step_s)
 
 
 def _grid(run: RunFacts) -> Any:

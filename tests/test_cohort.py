@@ -13,13 +13,14 @@ from kconn.cohort import (
     list_missing,
     node_names,
     project_tangent,
+    scale_to_unrelated,
     ward_order,
 )
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.netmats import pack_edges, unpack_edges
 from kconn.kernels.tangent import geometric_mean
 from kconn.kernels.tangent import project_tangent as project_tangent_space
-from kconn.netmats import estimate_netmats, fisher_z
+from kconn.netmats import ar1_z, estimate_ar1, estimate_netmats, fisher_z
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -160,6 +161,31 @@ def correlations(*seeds, kind="ledoit", dead=()):
         ds = xr.Dataset({"timeseries": (("node", "time"), x)}, coords={"node": list(NAMES), "time": np.arange(40.0)})
         rows.append((f"sub-{seed:02d}", "", estimate_netmats(ds, kind=kind)))
     return assemble(rows)
+
+
+def fisher_run(seed, n_time, kind="partial"):
+    noise = np.random.default_rng(seed).normal(size=(5, n_time))
+    x = np.cumsum(noise, axis=1) - 0.7 * np.cumsum(noise, axis=1).mean(axis=1, keepdims=True)
+    ds = xr.Dataset({"timeseries": (("node", "time"), x)}, coords={"node": list(NAMES), "time": np.arange(n_time)})
+    return estimate_ar1(fisher_z(estimate_netmats(ds, kind=kind))).assign(n_kept=n_time), ds
+
+
+@pytest.mark.parametrize("kind", ["corr", "partial"])
+def test_scale_to_unrelated__equals_ar1_z_with_the_median_of_the_study(kind):
+    runs, series = zip(*(fisher_run(seed, n_time, kind) for seed, n_time in ((1, 60), (2, 90), (3, 60))), strict=True)
+    ar1 = float(np.median(np.concatenate([run["ar1"].to_numpy() for run in runs])))
+    for scaled, ds in zip(scale_to_unrelated(runs, seed=4), series, strict=True):
+        expected = ar1_z(estimate_netmats(ds, kind=kind), ar1=ar1, seed=4)
+        np.testing.assert_allclose(scaled["netmat"], expected["netmat"], rtol=1e-12)
+        np.testing.assert_allclose(scaled["z_scale"], expected["z_scale"], rtol=1e-12)
+        assert scaled["netmat"].attrs["ar1"] == ar1
+        assert scaled["netmat"].attrs["z"] == "ar1"
+
+
+def test_scale_to_unrelated__refuses_what_is_no_fisher_z():
+    run, _ = fisher_run(1, 60)
+    with pytest.raises(SchemaError, match="E-ARGUMENT"):
+        scale_to_unrelated(scale_to_unrelated([run]))
 
 
 def test_project_tangent__is_the_deviation_from_the_geometric_mean():

@@ -11,7 +11,7 @@ from kconn.errors import InputError, SchemaError
 from kconn.kernels import netmats as kernel
 from kconn.netmats import ESTIMATORS, ar1_z, estimate_amplitudes, estimate_ar1, estimate_netmats, find_dead, fisher_z
 
-RHO = {**dict.fromkeys(ESTIMATORS), "ridgep": 0.1}
+PENALTIES = {**{kind: {} for kind in ESTIMATORS}, "ridgep": {"rho": 0.1}, "glasso": {"alpha": 0.1}}
 
 
 def no_compute(*_args, **_kwargs):
@@ -34,13 +34,13 @@ def node_series(*shape, seed=3):
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
 def test_estimate_netmats__equals_its_kernel(kind, lead):
     ds = node_series(*lead, 6, 50)
-    out = estimate_netmats(ds, kind=kind, rho=RHO[kind])
+    out = estimate_netmats(ds, kind=kind, **PENALTIES[kind])
     ts = np.swapaxes(ds["timeseries"].to_numpy(), -1, -2)
-    matrix = ESTIMATORS[kind](ts) if RHO[kind] is None else ESTIMATORS[kind](ts, rho=RHO[kind])
+    matrix = ESTIMATORS[kind](ts, **PENALTIES[kind])
     np.testing.assert_allclose(out["netmat"], kernel.pack_edges(matrix), rtol=1e-12)
     assert out["netmat"].attrs["kind"] == kind
     assert out["netmat"].attrs["z"] == "none"
-    assert out["netmat"].attrs.get("rho") == RHO[kind]
+    assert out["netmat"].attrs.items() >= PENALTIES[kind].items()
     assert out["node_i"].to_numpy().tolist()[:6] == ["n0"] * 5 + ["n1"]
     assert out["node_j"].to_numpy().tolist()[:6] == ["n1", "n2", "n3", "n4", "n5", "n2"]
     assert not out["dead_node"].any()
@@ -79,10 +79,10 @@ def test_estimate_netmats__covariance_equals_nilearn_but_for_the_divisor():
 def test_estimate_netmats__lazy_equals_eager_bit_for_bit(kind, chunks):
     ds = node_series(3, 6, 50).assign(sample_mask=("time", np.arange(50) % 7 != 0))
     ds = ds.assign_coords(network=("node", list("xxyyzz")))
-    eager = fisher_z(estimate_netmats(ds, kind=kind, rho=RHO[kind])) if kind != "cov" else None
-    eager = estimate_netmats(ds, kind=kind, rho=RHO[kind]) if eager is None else eager
+    eager = fisher_z(estimate_netmats(ds, kind=kind, **PENALTIES[kind])) if kind != "cov" else None
+    eager = estimate_netmats(ds, kind=kind, **PENALTIES[kind]) if eager is None else eager
     with dask.config.set(scheduler=no_compute):
-        lazy = estimate_netmats(ds.chunk(chunks), kind=kind, rho=RHO[kind])
+        lazy = estimate_netmats(ds.chunk(chunks), kind=kind, **PENALTIES[kind])
         lazy = lazy if kind == "cov" else fisher_z(lazy)
     assert lazy["netmat"].chunks is not None
     xr.testing.assert_identical(lazy.compute(scheduler="threads"), eager)
@@ -247,9 +247,9 @@ def test_ar1_z__scales_fisher_z_by_the_closed_form():
 @pytest.mark.parametrize("kind", ["corr", "partial", "ridgep"])
 def test_ar1_z__lazy_equals_eager_bit_for_bit(kind):
     ds = smooth_series(2).assign(sample_mask=("time", np.arange(120) % 9 != 0))
-    eager = ar1_z(estimate_netmats(ds, kind=kind, rho=RHO[kind]), ar1=0.3, seed=4)
+    eager = ar1_z(estimate_netmats(ds, kind=kind, **PENALTIES[kind]), ar1=0.3, seed=4)
     with dask.config.set(scheduler=no_compute):
-        lazy = ar1_z(estimate_netmats(ds.chunk(subject=1, time=50), kind=kind, rho=RHO[kind]), ar1=0.3, seed=4)
+        lazy = ar1_z(estimate_netmats(ds.chunk(subject=1, time=50), kind=kind, **PENALTIES[kind]), ar1=0.3, seed=4)
     xr.testing.assert_identical(lazy.compute(scheduler="threads"), eager)
     assert eager["netmat"].attrs.get("seed") == (None if kind == "corr" else 4)
 

@@ -14,6 +14,7 @@ import xarray as xr
 from kconn import schema
 from kconn.design import Hypothesis
 from kconn.errors import SchemaError
+from kconn.kinds import KINDS, describe_unit
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -32,7 +33,9 @@ class TestedContrast:
         ``effect stat dof p_unc p_fwe p_fdr (edge)`` and ``max_stat (permutation)`` as `kconn.permutation_test` returns
         them for one contrast.
     observed
-        ``(observation, edge)``, what was tested, Fisher z unless the kind is ``cov``.
+        ``(observation, edge)``, what was tested.
+    unit
+        Of ``observed``, in words.
     visits
         ``(visit, observation, edge)``, the two visits of a change, else None.
     groups
@@ -53,6 +56,7 @@ class TestedContrast:
     hypothesis: Hypothesis
     result: xr.Dataset
     observed: xr.DataArray
+    unit: str
     visits: xr.DataArray | None = None
     groups: tuple[str, ...] = ()
     covariate: npt.NDArray[np.float64] | None = None
@@ -95,15 +99,6 @@ class TestedContrast:
         """Return the statistic in the direction that was tested, ``(edge,)``: what ``max_stat`` is the maximum of."""
         stat = self.result["stat"].to_numpy().astype(np.float64)
         return {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[self.alternative]
-
-
-#: Kind of netmat -> words.
-KIND_WORDS: dict[str, str] = {
-    "cov": "covariance",
-    "corr": "full correlation",
-    "partial": "partial correlation",
-    "ridgep": "ridge partial correlation",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +173,13 @@ class ReportData:
         if len({other.node_set for other in self.contrasts}) > 1:
             parts.append(contrast.node_set)
         if len({other.kind for other in self.contrasts}) > 1:
-            parts.append(KIND_WORDS.get(contrast.kind, contrast.kind))
+            parts.append(kind_words(contrast.kind))
         return " · ".join(parts)
+
+
+def kind_words(kind: str) -> str:
+    """Return a kind of netmat in words."""
+    return KINDS[kind].words if kind in KINDS else kind
 
 
 def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
@@ -242,6 +242,7 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
         hypothesis=hypothesis,
         result=result,
         observed=values,
+        unit=describe_unit(cohort["netmat"].attrs),
         visits=visits,
         groups=groups,
         covariate=covariate,

@@ -247,7 +247,7 @@ def plot_observations(contrast: TestedContrast, edges: pd.DataFrame, *, columns:
     for ax in axes[len(edges) :]:
         ax.set_axis_off()
     for row in rows:
-        row[0].set_ylabel("covariance" if contrast.kind == "cov" else "Fisher z", fontsize=8)
+        row[0].set_ylabel(contrast.unit, fontsize=8)
     return figure
 
 

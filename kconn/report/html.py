@@ -20,7 +20,7 @@ from kconn.cohort import group_mean, list_missing, node_names, ward_order
 from kconn.kernels.netmats import unpack_edges
 from kconn.report import figures
 from kconn.report.connectome import has_coordinates, plot_brain, plot_ring
-from kconn.report.data import KIND_WORDS, Recovery, ReportData, TestedContrast, edge_table, recover_truth
+from kconn.report.data import Recovery, ReportData, TestedContrast, edge_table, kind_words, recover_truth
 from kconn.report.methods import Bibliography, Reference, write_methods
 from kconn.report.palette import group_colour
 from kconn.report.svg import inline_svg, styled
@@ -58,6 +58,9 @@ _PANELS: Final[Mapping[str, str]] = {
     "df_left": "df left",
 }
 _MAX_LISTED: Final = 12
+#: What is drawn below and above the diagonal, the first that the study has.
+_FULL: Final = ("corr", "ledoit", "rcorr", "cov")
+_PARTIAL: Final = ("ridgep", "partial", "glasso", "ledoitp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +193,8 @@ def _matrix_figures(data: ReportData) -> list[MatrixFigure]:
     shown = []
     for i, node_set in enumerate(dict.fromkeys(name for name, _ in data.cohorts)):
         kinds = [kind for name, kind in data.cohorts if name == node_set]
-        full = next((kind for kind in ("corr", "cov") if kind in kinds), kinds[0])
-        partial = next((kind for kind in ("ridgep", "partial") if kind in kinds and kind != full), full)
+        full = next((kind for kind in _FULL if kind in kinds), kinds[0])
+        partial = next((kind for kind in _PARTIAL if kind in kinds and kind != full), full)
         below, above = (data.cohorts[node_set, kind] for kind in (full, partial))
         networks = _networks(data, node_set)
         names = node_names(below).astype(str)
@@ -208,16 +211,16 @@ def _matrix_figures(data: ReportData) -> list[MatrixFigure]:
             _mean_matrix(above)[np.ix_(order, order)],
             networks=[networks[place] for place in order] if networks else [],
             names=names[order].tolist(),
-            titles=(KIND_WORDS[full], KIND_WORDS[partial]),
+            titles=(kind_words(full), kind_words(partial)),
         )
         caption = f"Mean over {count(n_observation, 'session')}, {count(len(names), 'node')}, {how}."
-        if full != "cov":
+        if below["netmat"].attrs.get("z") == "fisher":
             caption += " Averaged as Fisher z, shown as r."
         shown.append(
             MatrixFigure(
                 title=node_set,
                 figure=inline_svg(
-                    figure, name=f"netmat{i}", alt=f"Matrix of {KIND_WORDS[full]} of {node_set}. {caption}"
+                    figure, name=f"netmat{i}", alt=f"Matrix of {kind_words(full)} of {node_set}. {caption}"
                 ),
                 caption=caption,
                 missing=_missing_words(below),

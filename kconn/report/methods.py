@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from kconn.report.data import KIND_WORDS, ReportData, TestedContrast
+from kconn.report.data import ReportData, TestedContrast, kind_words
 from kconn.report.words import SIDES, count, format_alpha
 
 
@@ -56,6 +56,21 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         "Hum Brain Mapp 2019;40:2358-2376.",
         doi="10.1002/hbm.24528",
     ),
+    "hutchison": Reference(
+        text="Hutchison et al. Dynamic functional connectivity: promise, issues, and interpretations. "
+        "NeuroImage 2013;80:360-378.",
+        doi="10.1016/j.neuroimage.2013.05.079",
+    ),
+    "friedman": Reference(
+        text="Friedman, Hastie, Tibshirani. Sparse inverse covariance estimation with the graphical lasso. "
+        "Biostatistics 2008;9:432-441.",
+        doi="10.1093/biostatistics/kxm045",
+    ),
+    "ledoit": Reference(
+        text="Ledoit, Wolf. A well-conditioned estimator for large-dimensional covariance matrices. "
+        "J Multivar Anal 2004;88:365-411.",
+        doi="10.1016/S0047-259X(03)00096-4",
+    ),
     "nichols": Reference(
         text="Nichols, Holmes. Nonparametric permutation tests for functional neuroimaging. "
         "Hum Brain Mapp 2002;15:1-25.",
@@ -83,6 +98,11 @@ REFERENCES: Final[Mapping[str, Reference]] = {
     "smith": Reference(
         text="Smith et al. Network modelling methods for FMRI. NeuroImage 2011;54:875-891.",
         doi="10.1016/j.neuroimage.2010.08.063",
+    ),
+    "varoquaux": Reference(
+        text="Varoquaux et al. Detection of brain functional-connectivity difference in post-stroke patients using "
+        "group-level covariance modeling. MICCAI 2010:200-208.",
+        doi="10.1007/978-3-642-15705-9_25",
     ),
     "ward": Reference(
         text="Ward. Hierarchical grouping to optimize an objective function. J Am Stat Assoc 1963;58:236-244.",
@@ -211,23 +231,50 @@ def _limits(quality: Mapping[str, Any]) -> list[str]:
 def _connectivity(data: ReportData, connectivity: Mapping[str, Any], bibliography: Bibliography) -> str:
     sets = [f"{name} ({count(len(table), 'node')})" for name, table in data.nodes.items()]
     kinds = list(dict.fromkeys(kind for _, kind in data.cohorts))
-    words = []
-    for kind in kinds:
-        text = KIND_WORDS.get(kind, kind)
-        if kind == "ridgep":
-            rho = connectivity.get("rho", "")
-            text += (
-                f" (the covariance, divided by the root mean square of its diagonal, plus {rho} times the identity, "
-                f"inverted{bibliography.cite('smith')})"
-            )
-        words.append(text)
+    words = [kind_words(kind) + _how(kind, connectivity, bibliography) for kind in kinds]
     sentences = [f"Node series of {_join(sets)} were compared by {_join(words)}."]
-    if any(kind != "cov" for kind in kinds):
+    scales = {str(cohort["netmat"].attrs.get("z")) for cohort in data.cohorts.values()}
+    if scales & {"fisher", "ar1"}:
         sentences.append(
             f"Correlations were transformed to Fisher's z and averaged over the runs of a session"
             f"{bibliography.cite('silver')}."
         )
+    if "ar1" in scales:
+        sentences.append(
+            f"Before, z was divided by its standard deviation among unrelated series of the same length and lag-1 "
+            f"autocorrelation{bibliography.cite('smith')}."
+        )
     return " ".join(sentences)
+
+
+def _how(kind: str, connectivity: Mapping[str, Any], bibliography: Bibliography) -> str:
+    """Return in brackets how a kind of netmat is made, where its name does not say it."""
+    value = connectivity.get
+    match kind:
+        case "ridgep":
+            return (
+                f" (the covariance, divided by the root mean square of its diagonal, plus {value('rho')} times the "
+                f"identity, inverted{bibliography.cite('smith')})"
+            )
+        case "glasso":
+            return (
+                f" (graphical lasso of the correlations with the penalty {value('alpha')}"
+                f"{bibliography.cite('friedman')})"
+            )
+        case "ledoit" | "ledoitp":
+            return f" (shrunk by the rule of Ledoit and Wolf{bibliography.cite('ledoit')})"
+        case "tangent":
+            return (
+                f" (shrunk correlations{bibliography.cite('ledoit')} in the tangent space at the geometric mean of all "
+                f"sessions{bibliography.cite('varoquaux')})"
+            )
+        case "corrsd":
+            return (
+                f" (the standard deviation of Fisher's z over windows of {value('window_s')} s, one every "
+                f"{value('step_s')} s{bibliography.cite('hutchison')})"
+            )
+        case _:
+            return ""
 
 
 def _statistics(contrasts: Sequence[TestedContrast], alpha: float, bibliography: Bibliography) -> str:

@@ -86,8 +86,9 @@ def _phrases(contrast: TestedContrast) -> tuple[str, tuple[str, str], str, str]:
 
 def effect_unit(contrast: TestedContrast) -> str:
     """Return what the effect is measured in."""
-    unit = "covariance" if contrast.kind == "cov" else "Fisher z"
-    return f"{unit} per unit of {contrast.hypothesis.effect}" if contrast.hypothesis.test == "covariate" else unit
+    if contrast.hypothesis.test == "covariate":
+        return f"{contrast.unit} per unit of {contrast.hypothesis.effect}"
+    return contrast.unit
 
 
 def critical_value(contrast: TestedContrast, *, alpha: float) -> float:

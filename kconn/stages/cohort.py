@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from kconn.cohort import assemble, average_runs
+from kconn.cohort import assemble, average_runs, project_tangent, scale_to_unrelated
 from kconn.design import Hypothesis, build_test
 from kconn.errors import InputError
 from kconn.inference import permutation_test
@@ -49,24 +49,34 @@ def collect_quality(job: Job) -> None:
 
 def assemble_cohort(job: Job) -> None:
     """Average the runs of each session and stack the sessions into ``netmat (observation, edge)``."""
-    sessions: dict[tuple[str, str], list[xr.Dataset]] = {}
+    params = job.step.params
+    runs: list[xr.Dataset] = []
+    places: list[tuple[str, str]] = []
     subjects = set()
     for up in job.step.upstream:
         subject, session, _ = split_path(up.address.path)
         subjects.add(subject)
         netmat = job.open(up.address)
         if exclusion(netmat) is None:
-            sessions.setdefault((subject, session), []).append(netmat)
-    if not sessions:
+            runs.append(netmat)
+            places.append((subject, session))
+    if not runs:
         raise InputError(
             "E-NO-RUNS",
             "every run was left out",
             rule="at least one run is within the quality limits",
             fix="look at the reasons with `kconn status`, and at [quality] and [denoise] in the study file",
         )
+    if params["z"] == "ar1":
+        runs = scale_to_unrelated(runs, seed=params["seed"])
+    sessions: dict[tuple[str, str], list[xr.Dataset]] = {}
+    for place, run in zip(places, runs, strict=True):
+        sessions.setdefault(place, []).append(run)
     cube = assemble(
         (f"sub-{subject}", f"ses-{session}", average_runs(runs)) for (subject, session), runs in sessions.items()
     )
+    if params["kind"] == "tangent":
+        cube = project_tangent(cube)
     for name, prefix in (("subject", "sub-"), ("session", "ses-")):
         labels = [str(label).removeprefix(prefix) for label in cube[name].to_numpy()]
         cube = cube.assign_coords({name: ("observation", np.array(labels, dtype=object))})

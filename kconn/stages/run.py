@@ -13,10 +13,12 @@ from kconn.denoising import censor, denoise
 from kconn.errors import InputError, KconnError
 from kconn.io import cubes, nifti, tables
 from kconn.io.nifti import BoldHeader
-from kconn.netmats import estimate_netmats, fisher_z
+from kconn.kinds import KINDS
+from kconn.netmats import count_frames, estimate_ar1, estimate_netmats, fisher_z
 from kconn.nodesets import load_nodes
 from kconn.parcellation import parcellate
 from kconn.quality import estimate_quality
+from kconn.sliding_windows import estimate_variability, estimate_window_netmats
 from kconn.stages.binding import Job, excluded, exclusion
 from kconn.study import unless_off
 
@@ -82,15 +84,22 @@ def extract_nodes(job: Job) -> None:
 
 
 def estimate_run_netmat(job: Job) -> None:
-    """Estimate one kind of netmat from the series of one run, as Fisher z unless it is a covariance."""
+    """Estimate one kind of netmat from the series of one run, correlations as Fisher z or as r."""
     series = job.open(job.step.upstream[0].address)
     if reason := exclusion(series):
         job.publish(excluded(reason))
         return
     params = job.step.params
-    out = estimate_netmats(series, kind=params["kind"], rho=params["rho"])
-    if params["kind"] != "cov":
+    if params["kind"] == "corrsd":
+        windows = estimate_window_netmats(series, kind="corr", window_s=params["window_s"], step_s=params["step_s"])
+        job.publish(estimate_variability(windows))
+        return
+    estimator = KINDS[params["kind"]].estimator
+    out = estimate_netmats(series, kind=estimator, rho=params.get("rho"), alpha=params.get("alpha"))
+    if params["z"] != "none":
         out = fisher_z(out)
+    if params["z"] == "ar1":  # the scale follows when the runs of the study are together
+        out = estimate_ar1(out).assign(n_kept=count_frames(series))
     job.publish(out.drop_vars(["timeseries", "coverage", "sample_mask", "df_left"]))
 
 
