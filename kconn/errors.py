@@ -40,6 +40,9 @@ CODES: Final[dict[str, str]] = {
     "E-GRID": "Two images that must share one voxel grid do not.",
     "E-MASK": "A mask holds more than zero and one further value.",
     "E-MASK-EMPTY": "A mask selects no voxel, or the data inside it are constant.",
+    # grayordinates
+    "E-CIFTI": "The file is not a readable CIFTI-2 file, or holds another kind of matrix than is needed.",
+    "E-BRAIN-MODELS": "CIFTI files that must share surfaces, volume or grayordinates do not.",
     # tables
     "E-TABLE": "A table cannot be read as numbers.",
     "E-TABLE-SHAPE": "A table does not have the rows or columns that are needed.",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kconn.errors import InputError, SchemaError
+from kconn.grayordinates import Grayordinates, find_rows, short_name
 from kconn.kernels import parcellation as kernel
 from kconn.kernels.spheres import sphere_members
 
@@ -60,6 +61,25 @@ class Spheres:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DenseLabels:
+    """Nodes that are labels of grayordinates.
+
+    Parameters
+    ----------
+    places
+        The grayordinates of the atlas.
+    label
+        (grayordinate,) integer labels; 0 is no node.
+    keys
+        (node,) the label of each node, ascending.
+    """
+
+    places: Grayordinates
+    label: IntArray
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Columns:
     """Nodes that are columns of a table of node series, found by their names."""
 
@@ -96,7 +116,7 @@ class NodeSet:
     names: tuple[str, ...]
     networks: tuple[str, ...] | None
     centres: Array | None
-    source: Labels | Spheres | Columns | Union
+    source: Labels | Spheres | DenseLabels | Columns | Union
 
     def coords(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
         """Return the coordinates of the dimension ``node``."""
@@ -149,6 +169,50 @@ def nodes_from_labels(
         networks=None if networks is None else tuple(networks[key] for key in keys),
         centres=kernel.centres_of_mass(volume, grid, keys),
         source=Labels(volume=volume, affine=grid, keys=keys, resample=resample),
+    )
+
+
+def nodes_from_dense_labels(
+    label: IntArray,
+    places: Grayordinates,
+    *,
+    names: Mapping[int, str],
+    networks: Mapping[int, str] | None = None,
+) -> NodeSet:
+    """Return the nodes of a label atlas on grayordinates.
+
+    Parameters
+    ----------
+    label
+        (grayordinate,) integer labels; 0 is no node.
+    places
+        Where they lie.
+    names
+        Label -> name, of at least the labels that occur.
+    networks
+        Label -> network.
+
+    Raises
+    ------
+    InputError
+        ``E-ATLAS`` if there is no label or one has no name or network; ``E-NODES`` if two nodes share a name.
+    """
+    keys = tuple(int(key) for key in np.unique(label) if key != 0)
+    if not keys:
+        raise InputError("E-ATLAS", "the dlabel holds no label", rule="at least one grayordinate is not 0")
+    for table, what in ((names, "names"), (networks, "networks")):
+        if table is not None and (unnamed := sorted(set(keys) - set(table))):
+            raise InputError(
+                "E-ATLAS",
+                f"{what}: {len(unnamed)} labels of the dlabel are not in the table {unnamed[:5]}",
+                rule="the table holds the labels that occur",
+                fix="use the table that belongs to this dlabel",
+            )
+    return NodeSet(
+        names=_check_names(names[key] for key in keys),
+        networks=None if networks is None else tuple(networks[key] for key in keys),
+        centres=None,
+        source=DenseLabels(places=places, label=label, keys=keys),
     )
 
 
@@ -270,7 +334,9 @@ def join_nodes(*sets: NodeSet) -> NodeSet:
         networks=None
         if no_network
         else tuple(name for part in sets for name in (part.networks or ("",) * len(part.names))),
-        centres=None if any(of_columns) else np.concatenate([part for part in centres if part is not None]),
+        centres=None
+        if any(part is None for part in centres)
+        else np.concatenate([part for part in centres if part is not None]),
         source=Columns() if all(of_columns) else Union(parts=sets),
     )
 
@@ -293,7 +359,7 @@ def _pick(nodes: NodeSet, keep: BoolArray) -> NodeSet:
     at = np.flatnonzero(keep)
     source = nodes.source
     match source:
-        case Labels():
+        case Labels() | DenseLabels():
             source = replace(source, keys=tuple(source.keys[i] for i in at))
         case Spheres():
             source = Spheres(centres=source.centres[at], radius_mm=source.radius_mm[at])
@@ -340,8 +406,66 @@ def find_members(nodes: NodeSet, shape: tuple[int, int, int], affine: Array, *, 
     return members
 
 
+def find_dense_members(nodes: NodeSet, places: Grayordinates, *, where: str = "") -> kernel.Members:
+    """Return the rows that every node has among the grayordinates of a run.
+
+    The voxels of a node, as `Members` counts them, are its grayordinates in the atlas.
+
+    Parameters
+    ----------
+    nodes
+        Dense labels, or a union of such.
+    places
+        The grayordinates of the run.
+    where
+        The run, for error messages.
+
+    Raises
+    ------
+    InputError
+        ``E-BRAIN-MODELS`` if atlas and run have other surfaces or another volume, or the run lacks a structure in
+        which the atlas has nodes; ``E-NODES`` if the nodes are voxels of a volume.
+    """
+    match nodes.source:
+        case DenseLabels():
+            return _find_dense(nodes.source, places, where)
+        case Union(parts=parts):
+            return kernel.merge_members([find_dense_members(part, places, where=where) for part in parts])
+        case Labels() | Spheres():
+            raise InputError(
+                "E-NODES",
+                "the nodes are labels of a volume or spheres, the run has grayordinates",
+                where=where,
+                rule="nodes of a CIFTI run are labels of grayordinates: a sphere around a point of the volume says "
+                "nothing of the cortical surface",
+                fix="give a dlabel as the atlas",
+            )
+        case Columns():
+            raise SchemaError("E-ARGUMENT", "a node set of columns has no grayordinates", where=where)
+
+
+def _find_dense(source: DenseLabels, places: Grayordinates, where: str) -> kernel.Members:
+    atlas = source.places
+    rows = find_rows(atlas, places, where=where)
+    node = np.searchsorted(source.keys, source.label)
+    has_node = np.asarray(source.keys)[np.minimum(node, len(source.keys) - 1)] == source.label
+    in_run = has_node & (rows >= 0)
+    used, there = (np.unique(atlas.structure[rows_of]) for rows_of in (has_node, in_run))
+    if absent := [short_name(atlas.structures[i]) for i in used if i not in there]:
+        raise InputError(
+            "E-BRAIN-MODELS",
+            f"the atlas has nodes in {', '.join(absent)}, where the run has no grayordinate; it has "
+            f"{places.describe()}",
+            where=where,
+            rule="a run covers every structure in which the atlas has nodes",
+            fix="give an atlas of the structures that the run has",
+        )
+    n_voxel = np.bincount(node[has_node], minlength=len(source.keys))
+    return kernel.join_members(rows[in_run], node[in_run], n_voxel=n_voxel)
+
+
 def _find(
-    source: Labels | Spheres | Columns | Union, shape: tuple[int, int, int], affine: Array, where: str
+    source: Labels | Spheres | DenseLabels | Columns | Union, shape: tuple[int, int, int], affine: Array, where: str
 ) -> kernel.Members:
     match source:
         case Spheres(centres=centres, radius_mm=radius_mm):
@@ -350,6 +474,14 @@ def _find(
             return _find_labels(source, shape, affine, where)
         case Union(parts=parts):
             return kernel.merge_members([_find(part.source, shape, affine, where) for part in parts])
+        case DenseLabels():
+            raise InputError(
+                "E-NODES",
+                "the nodes are labels of grayordinates, the run has voxels of a volume",
+                where=where,
+                rule="a dlabel goes with CIFTI runs",
+                fix="give a label image as the atlas, or the CIFTI files of the runs",
+            )
         case Columns():
             raise SchemaError("E-ARGUMENT", "a node set of columns has no voxels", where=where)
 

@@ -15,10 +15,12 @@ from kconn import schema
 from kconn.chunks import plan_voxel_blocks
 from kconn.errors import InputError, SchemaError
 from kconn.frames import sample_mask
+from kconn.grayordinates import has_grayordinates, read_grayordinates
 from kconn.kernels import parcellation as kernel
 from kconn.nodes import (
     Columns,
     NodeSet,
+    find_dense_members,
     find_members,
     nodes_from_columns,
     nodes_from_labels,
@@ -54,7 +56,8 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
     ----------
     ds
         A run with ``denoised``, else ``bold``: (voxel, time) with the coordinates ``i j k`` (voxel) and attrs
-        ``affine`` and ``grid_shape``, or (column, time) for a node set of columns. Lazy input gives a lazy result.
+        ``affine`` and ``grid_shape``, or with those of grayordinates, or (column, time) for a node set of columns.
+        Lazy input gives a lazy result.
     nodes
         Which voxels, or columns, make a node.
     min_coverage
@@ -71,8 +74,9 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
     SchemaError
         ``E-SCHEMA`` or ``E-ARGUMENT``.
     InputError
-        ``E-GRID`` if atlas and run do not share one grid and resampling was not asked for; ``E-NODES`` if no node
-        lies in the run (raised when computed if only the data tell); ``E-ID-MISSING`` if a column is absent.
+        ``E-GRID`` if atlas and run do not share one grid and resampling was not asked for; ``E-BRAIN-MODELS`` if they
+        do not share surfaces and volume; ``E-NODES`` if no node lies in the run (raised when computed if only the data
+        tell); ``E-ID-MISSING`` if a column is absent.
     """
     if not 0 <= min_coverage <= 1:
         raise SchemaError("E-ARGUMENT", f"min_coverage is {min_coverage}", rule="it is a share, from 0 to 1")
@@ -84,9 +88,7 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
         members = _column_members(len(nodes.names))
         position = xr.DataArray(np.arange(len(nodes.names)), dims="column")
     else:
-        shape, affine = read_grid(ds)
-        members = find_members(nodes, shape, affine, where=str(ds.attrs.get("where", "")))
-        position = ds["i"] + shape[0] * (ds["j"] + shape[1] * ds["k"])
+        members, position = _find_places(ds, nodes)
 
     ds = ds.drop_dims("node", errors="ignore")
     kept = sample_mask(ds)
@@ -97,6 +99,17 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
         coverage=xr.DataArray(coverage, dims=("node",), attrs={"min_coverage": min_coverage}),
     )
     return schema.annotate(out)
+
+
+def _find_places(ds: xr.Dataset, nodes: NodeSet) -> tuple[kernel.Members, xr.DataArray]:
+    """Return the members of each node and the number by which they name each row of a run."""
+    where = str(ds.attrs.get("where", ""))
+    if has_grayordinates(ds):
+        members = find_dense_members(nodes, read_grayordinates(ds), where=where)
+        return members, xr.DataArray(np.arange(ds.sizes["voxel"]), dims="voxel")
+    shape, affine = read_grid(ds)
+    members = find_members(nodes, shape, affine, where=where)
+    return members, ds["i"] + shape[0] * (ds["j"] + shape[1] * ds["k"])
 
 
 def find_uncovered(ds: xr.Dataset) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ Affine = tuple[tuple[float, float, float, float], ...]
 
 #: The longest header, that of NIfTI-2.
 HEADER_BYTES: Final = 540
+#: Intent codes of CIFTI-2, from ConnUnknown on.
+CIFTI_INTENTS: Final = range(3000, 3100)
 #: Two affines agree when no grid corner moves by more than this share of the smallest voxel edge.
 GRID_TOLERANCE: Final = 0.1
 T_R_RANGE: Final = (0.2, 10.0)
@@ -91,6 +93,75 @@ class ImageHeader:
         return math.prod(self.shape[:3]) * np.dtype(self.dtype).itemsize
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixHeader:
+    """The facts of a NIfTI-2 header that describes a matrix (CIFTI-2), not an image.
+
+    Attributes
+    ----------
+    shape
+        Dimensions of the matrix as the file orders them: the first one varies fastest.
+    dtype
+        NumPy type on disk with its byte order, as ``<f4``.
+    scl_slope, scl_inter
+        Value = stored * slope + inter; 1 and 0 where the file states no scaling.
+    vox_offset
+        Byte at which the values start.
+    byte_order
+        ``<`` or ``>``, of all numbers in the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    scl_slope: float
+    scl_inter: float
+    vox_offset: int
+    byte_order: str
+
+    @property
+    def n_bytes(self) -> int:
+        """Length that the file must have, decompressed."""
+        return self.vox_offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def parse_matrix_header(raw: bytes, *, where: str, what: str) -> MatrixHeader:
+    """Return the checked facts of the first `HEADER_BYTES` bytes of a CIFTI-2 file.
+
+    Raises
+    ------
+    InputError
+        ``E-CIFTI`` if the header is that of a plain image, ``E-NIFTI E-NIFTI-DIMS E-NIFTI-DTYPE E-NIFTI-SCALE``.
+    """
+    fields, size = _fields(raw, where=where, what=what)
+    intent, shape = int(fields["intent_code"]), _shape(fields, where=where, what=what)
+    if size != HEADER_BYTES or intent not in CIFTI_INTENTS:
+        raise InputError(
+            "E-CIFTI",
+            f"the {what} is NIfTI-{_VERSIONS[size]} with the intent code {intent}: no CIFTI-2 file",
+            where=where,
+            rule=f"a CIFTI-2 file is NIfTI-2 with an intent code of {CIFTI_INTENTS.start} to {CIFTI_INTENTS.stop - 1}",
+            fix="give the CIFTI file; a volume goes with layout 'fmriprep' or 'images', and CIFTI-1 is converted with "
+            "wb_command -file-convert -cifti-version-convert",
+        )
+    if len(shape) < 6 or shape[:4] != (1, 1, 1, 1):
+        raise InputError(
+            "E-NIFTI-DIMS",
+            f"the header of the {what} states the dimensions {shape}",
+            where=where,
+            rule="a CIFTI matrix has the dimensions 1, 1, 1, 1, rows, columns",
+            fix="export the file again from its source",
+        )
+    slope, inter, _ = _scaling(fields, where=where, what=what)
+    return MatrixHeader(
+        shape=shape[4:],
+        dtype=_dtype(fields, where=where, what=what),
+        scl_slope=slope,
+        scl_inter=inter,
+        vox_offset=_vox_offset(fields, size, where=where, what=what),
+        byte_order=fields.endianness,
+    )
+
+
 def parse_header(raw: bytes, *, where: str, what: str) -> ImageHeader:
     """Return the checked facts of the first bytes of a single-file NIfTI-1 or NIfTI-2 image.
 
@@ -114,6 +185,14 @@ def parse_header(raw: bytes, *, where: str, what: str) -> ImageHeader:
     """
     fields, size = _fields(raw, where=where, what=what)
     shape = _shape(fields, where=where, what=what)
+    if size == HEADER_BYTES and int(fields["intent_code"]) in CIFTI_INTENTS:
+        raise InputError(
+            "E-NIFTI-DIMS",
+            f"the {what} is a CIFTI matrix of {' x '.join(map(str, shape[4:]))}",
+            where=where,
+            rule="an image has voxels; a CIFTI matrix has grayordinates or parcels",
+            fix="use layout 'hcp' or 'cifti' for CIFTI runs, and a dlabel as the atlas of their node sets",
+        )
     dtype = _dtype(fields, where=where, what=what)
     vox_offset = _vox_offset(fields, size, where=where, what=what)
     slope, inter, scale_notes = _scaling(fields, where=where, what=what)

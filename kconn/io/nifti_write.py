@@ -128,7 +128,7 @@ def _write(
 ) -> None:
     """Write blocks (voxel, time) of an image of three or four dimensions."""
     flat, n_written, n_frame = np.empty(0, np.int64), 0, math.prod(shape[3:])
-    with _whole_file(path) as file:
+    with whole_file(path) as file:
         file.write(header)
         volume = np.zeros(math.prod(shape[:3]), dtype)
         for block in blocks:
@@ -189,7 +189,7 @@ def _header(
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Give a file that takes its name only after it was written to the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
