@@ -1,17 +1,17 @@
-"""Which confounds to remove: presets and patterns, resolved to columns of a table and what is computed from them."""
+"""Which confounds to remove: presets, patterns and strategies, resolved to columns and what is computed from them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from kconn.errors import InputError
+from kconn.errors import InputError, SchemaError
 from kconn.kernels import motion
 
 Array = npt.NDArray[np.float64]
@@ -34,6 +34,15 @@ OLD_NAMES: Final = {
     "framewise_displacement": "FramewiseDisplacement",
 }
 
+#: A noise region of CompCor: both tissues together, CSF, the most variable voxels, white matter.
+Region = Literal["a", "c", "t", "w"]
+#: How noise components leave. ``"aggressive"``: they are regressors like any other. ``"soft"``: only what is theirs
+#: alone, beside the signal components, is a regressor. ``"nonaggressive"``: signal and noise are fitted together and
+#: the fit of the noise is subtracted.
+Removal = Literal["none", "aggressive", "soft", "nonaggressive"]
+#: One regressor per bad frame: those that the table holds, or one for each frame that censoring drops.
+Spikes = Literal["none", "columns", "censored"]
+
 _PLAIN: Final = ("",)
 _WITH_DERIVATIVE: Final = ("", "_derivative1")
 _EXPANDED: Final = ("", "_derivative1", "_power2", "_derivative1_power2")
@@ -43,20 +52,26 @@ def _expand(bases: Iterable[str], suffixes: Sequence[str]) -> tuple[str, ...]:
     return tuple(base + suffix for base in bases for suffix in suffixes)
 
 
-#: Preset -> terms, in fMRIPrep's names. P counts the parameters.
+#: Preset -> terms, in fMRIPrep's names. P counts the parameters; ``gsr`` is the global signal alone.
 PRESETS: Final[dict[str, tuple[str, ...]]] = {
     "none": (),
+    "gsr": GLOBAL,
     "2P": _expand(TISSUE, _PLAIN),
     "6P": _expand(MOTION, _PLAIN),
     "8P": _expand(MOTION + TISSUE, _PLAIN),
     "9P": _expand(MOTION + TISSUE + GLOBAL, _PLAIN),
     "12P": _expand(MOTION, _WITH_DERIVATIVE),
     "24P": _expand(MOTION, _EXPANDED),
+    "27P": _expand(MOTION, _EXPANDED) + _expand(TISSUE + GLOBAL, _PLAIN),
     "36P": _expand(MOTION + TISSUE + GLOBAL, _EXPANDED),
 }
 
 #: Columns that are principal components of already high-passed noise regions, and the cosines of that high-pass.
-_COMPONENT: Final = re.compile(r"[actw]_comp_cor_\d+|[at]CompCor\d+")
+_COMPONENT: Final = re.compile(r"(?:(?P<region>[actw])_comp_cor_|(?P<old_region>[at])CompCor)\d+")
+_SPIKE: Final = re.compile(r"(?:motion_outlier|non_steady_state_outlier|NonSteadyStateOutlier)_?\d+")
+#: Columns of fMRIPrep before 23.1, ICA components that ICA-AROMA calls motion; and the columns of a mixing matrix.
+_AROMA: Final = re.compile(r"aroma_motion_\d+|AROMAAggrComp\d+")
+_ICA: Final = re.compile(r"component_(?P<number>\d+)")
 _COSINE: Final = re.compile(r"cosine_?\d+", re.IGNORECASE)
 
 _TERM: Final = re.compile(r"(?P<base>.+?)(?P<derivative>_derivative1)?(?P<power>_power2)?")
@@ -80,6 +95,291 @@ class Term:
     source: str
     derivative: bool = False
     squared: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """What to remove, beside mean, trend and the frequencies outside the band.
+
+    Parameters
+    ----------
+    columns
+        Presets, names and patterns, as `select_terms` reads them.
+    derivatives, squares
+        True: the backward difference of each of ``columns``, and the square of each of them and of its difference.
+        Or patterns for the names of those columns whose differences, or squares, are wanted.
+    compcor
+        Noise regions whose components are wanted.
+    n_component, variance
+        The first so many components of each region, or as many as explain this share of its variance. None: all.
+    components
+        What becomes of the ICA components that a list calls noise; see `Removal`.
+    spikes
+        See `Spikes`. With ``"censored"`` no frame is dropped: a dropped frame has a regressor of its own, and 0 as its
+        residual.
+
+    References
+    ----------
+    Pruim RHR et al. (2015). ICA-AROMA. https://doi.org/10.1016/j.neuroimage.2015.02.064
+    Griffanti L et al. (2014). ICA-based artefact removal. https://doi.org/10.1016/j.neuroimage.2014.03.034
+    """
+
+    columns: tuple[str, ...] = ()
+    derivatives: bool | tuple[str, ...] = False
+    squares: bool | tuple[str, ...] = False
+    compcor: tuple[Region, ...] = ()
+    n_component: int | None = None
+    variance: float | None = None
+    components: Removal = "none"
+    spikes: Spikes = "none"
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether it asks for anything that stands in a confound table."""
+        named = set(self.columns) - {"none"}
+        return bool(named or self.compcor or self.components != "none" or self.spikes == "columns")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises
+        ------
+        SchemaError
+            Code ``E-ARGUMENT``.
+        """
+        words: list[tuple[str, str, Any]] = [("components", self.components, Removal), ("spikes", self.spikes, Spikes)]
+        words += [("compcor", region, Region) for region in self.compcor]
+        for name, word, known in words:
+            if word not in get_args(known):
+                raise SchemaError("E-ARGUMENT", f"{name} = {word!r}", rule=f"one of {', '.join(get_args(known))}")
+        if self.n_component is not None and self.variance is not None:
+            raise SchemaError("E-ARGUMENT", "both n_component and variance are given", rule="one of them chooses")
+        if not (self.n_component is None or self.n_component >= 1) or not (
+            self.variance is None or 0 < self.variance <= 1
+        ):
+            raise SchemaError(
+                "E-ARGUMENT",
+                f"n_component = {self.n_component}, variance = {self.variance}",
+                rule="n_component is at least 1, variance a share above 0 and at most 1",
+            )
+
+
+#: Named strategies that need more than base columns.
+STRATEGIES: Final[dict[str, Strategy]] = {
+    "acompcor": Strategy(columns=("12P",), compcor=("w", "c"), n_component=5),
+    "acompcor_gsr": Strategy(columns=("12P", "gsr"), compcor=("w", "c"), n_component=5),
+    "aroma": Strategy(columns=("2P",), components="soft"),
+    "aroma_gsr": Strategy(columns=("2P", "gsr"), components="soft"),
+    "aroma_aggressive": Strategy(columns=("2P",), components="aggressive"),
+    "fix": Strategy(columns=("24P",), components="nonaggressive"),
+}
+
+#: What can be asked for: a preset, a strategy, names and patterns, or nothing.
+Confounds = str | Sequence[str] | Strategy | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What is known of a confound table beside its numbers.
+
+    Parameters
+    ----------
+    names
+        Its columns.
+    compcor
+        CompCor column -> its region and the share of variance explained up to it, where a sidecar says so.
+    noise_components
+        Numbers of the ICA components that are noise; None where no list is there.
+    """
+
+    names: tuple[str, ...]
+    compcor: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    noise_components: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, names: Sequence[str], attrs: Mapping[str, Any]) -> Header:
+        """Return the header of a table whose attrs hold what `attrs` returns."""
+        compcor = {name: (str(region), float(share)) for name, (region, share) in attrs.get("compcor", {}).items()}
+        noise = attrs.get("noise_components")
+        return cls(
+            names=tuple(names), compcor=compcor, noise_components=None if noise is None else tuple(map(int, noise))
+        )
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What is not a name, as plain data."""
+        compcor = {name: list(entry) for name, entry in self.compcor.items()}
+        noise = None if self.noise_components is None else list(self.noise_components)
+        return {
+            key: value for key, value in (("compcor", compcor), ("noise_components", noise)) if value or value == []
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """A strategy, resolved to the columns of one table.
+
+    Parameters
+    ----------
+    terms
+        What is regressed out.
+    signal, noise
+        ICA components that are fitted together, where they are not removed aggressively.
+    components
+        How the noise components leave.
+    spikes
+        Whether each dropped frame gets a regressor instead of being dropped.
+    """
+
+    terms: tuple[Term, ...] = ()
+    signal: tuple[Term, ...] = ()
+    noise: tuple[Term, ...] = ()
+    components: Removal = "none"
+    spikes: bool = False
+
+    @property
+    def all_terms(self) -> tuple[Term, ...]:
+        """Everything that is read from the table."""
+        return self.terms + self.signal + self.noise
+
+
+def find_strategy(confounds: Confounds) -> Strategy:
+    """Return the strategy that is meant: itself, a named one, or one of columns alone."""
+    if isinstance(confounds, Strategy):
+        return confounds
+    if isinstance(confounds, str) and confounds in STRATEGIES:
+        return STRATEGIES[confounds]
+    return Strategy(
+        columns=() if confounds is None else (confounds,) if isinstance(confounds, str) else tuple(confounds)
+    )
+
+
+def select(header: Header, confounds: Confounds, *, has_high_pass: bool, where: str = "") -> Selection:
+    """Resolve a strategy to the columns of a table, the cosines that CompCor components need among them.
+
+    Parameters
+    ----------
+    header
+        The table.
+    confounds
+        A `Strategy`, the name of one (`STRATEGIES`), or what `select_terms` takes.
+    has_high_pass
+        Whether denoising removes slow drifts anyway.
+    where
+        Place for error messages.
+
+    Raises
+    ------
+    InputError
+        Codes ``E-CONFOUND-COLUMN`` and ``E-COMPONENTS``.
+    """
+    strategy = find_strategy(confounds)
+    terms = _expand_terms(select_terms(header.names, strategy.columns, where=where), strategy)
+    for region in strategy.compcor:
+        chosen = _choose_components(header, region, strategy, where=where)
+        terms += tuple(Term(name=name, source=name) for name in chosen)
+    if strategy.spikes == "columns":
+        terms += tuple(Term(name=name, source=name) for name in header.names if _SPIKE.fullmatch(name))
+    signal, noise = _split_components(header, strategy.components, where=where)
+    if strategy.components == "aggressive":
+        terms, signal, noise = terms + noise, (), ()
+    terms = tuple({term.name: term for term in terms}.values())
+    return Selection(
+        terms=add_cosines(terms, header.names, has_high_pass=has_high_pass, where=where),
+        signal=signal,
+        noise=noise,
+        components=strategy.components,
+        spikes=strategy.spikes == "censored",
+    )
+
+
+def _expand_terms(terms: tuple[Term, ...], strategy: Strategy) -> tuple[Term, ...]:
+    """Return the terms with their differences, and with the squares of both, where a strategy wants them."""
+    differences = tuple(
+        replace(term, name=f"{term.name}_derivative1", derivative=True)
+        for term in terms
+        if not term.name.endswith(("_derivative1", "_power2")) and _is_wanted(term, strategy.derivatives)
+    )
+    squares = tuple(
+        replace(term, name=f"{term.name}_power2", squared=True)
+        for term in terms + differences
+        if not term.name.endswith("_power2") and _is_wanted(term, strategy.squares)
+    )
+    return tuple({term.name: term for term in terms + differences + squares}.values())
+
+
+def _is_wanted(term: Term, which: bool | tuple[str, ...]) -> bool:  # noqa: FBT001 - all, none, or some by name
+    base = term.name.removesuffix("_derivative1")
+    return which if isinstance(which, bool) else any(re.fullmatch(entry, base) for entry in which)
+
+
+def _choose_components(header: Header, region: Region, strategy: Strategy, *, where: str) -> list[str]:
+    """Return the leading CompCor columns of a region."""
+    names = [name for name in header.names if _region_of(name, header) == region]
+    if not names:
+        _refuse(f"{region}_comp_cor_00", header.names, where)
+    if strategy.variance is None:
+        return names[: strategy.n_component]
+    if unknown := [name for name in names if name not in header.compcor]:
+        raise InputError(
+            "E-CONFOUND-COLUMN",
+            f"how much variance {unknown[0]!r} explains is not known",
+            where=where,
+            rule="it stands in the JSON sidecar of the confound table",
+            fix="add the sidecar, or choose by n_component",
+        )
+    explained = [header.compcor[name][1] for name in names]
+    n_enough = sum(share < strategy.variance for share in explained) + 1
+    if n_enough > len(names):
+        raise InputError(
+            "E-CONFOUND-COLUMN",
+            f"the {len(names)} components of region {region!r} explain {max(explained):.3g} of its variance, not"
+            f" {strategy.variance:g}",
+            where=where,
+            rule="fMRIPrep keeps as many components as explain half of the variance, unless told otherwise",
+            fix="lower variance, or compute the components here from masks ([compcor])",
+        )
+    return names[:n_enough]
+
+
+def _region_of(name: str, header: Header) -> str | None:
+    """Return the noise region of a CompCor column, as the sidecar says or else the name."""
+    match = _COMPONENT.fullmatch(name)
+    if match is None:
+        return None
+    return header.compcor[name][0] if name in header.compcor else match["region"] or match["old_region"]
+
+
+def _split_components(header: Header, removal: Removal, *, where: str) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+    """Return the ICA components that are signal and those that are noise."""
+    if removal == "none":
+        return (), ()
+    numbers = {name: int(match["number"]) for name in header.names if (match := _ICA.fullmatch(name))}
+    ready = tuple(Term(name=name, source=name) for name in header.names if _AROMA.fullmatch(name))
+    if numbers and header.noise_components is not None:
+        absent = set(header.noise_components) - set(numbers.values())
+        if absent:
+            raise InputError(
+                "E-COMPONENTS",
+                f"the list of noise components names {sorted(absent)}, the table has {len(numbers)} components",
+                where=where,
+                rule="components are numbered from 1",
+                fix="give the list that belongs to this mixing matrix",
+            )
+        sides: dict[bool, list[Term]] = {True: [], False: []}
+        for name, number in numbers.items():
+            sides[number in header.noise_components].append(Term(name=name, source=name))
+        return tuple(sides[False]), tuple(sides[True])
+    if ready and removal == "aggressive":
+        return (), ready
+    lacks = "no list of noise components" if numbers else "no mixing matrix of an ICA"
+    raise InputError(
+        "E-COMPONENTS",
+        f"the run has {lacks}" + (f", only its {len(ready)} noise components" if ready else ""),
+        where=where,
+        rule="'soft' and 'nonaggressive' need the series of all components, and which of them are noise",
+        fix="name both files in [components]" + (', or set components = "aggressive"' if ready else ""),
+    )
 
 
 def select_terms(columns: Sequence[str], confounds: str | Sequence[str] | None, *, where: str = "") -> tuple[Term, ...]:

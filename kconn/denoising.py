@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -14,11 +14,12 @@ from dask.delayed import delayed
 
 from kconn import schema
 from kconn.chunks import plan_voxel_blocks
-from kconn.confounds import Term, add_cosines, build_columns, select_terms
+from kconn.confounds import Confounds, Header, Selection, build_columns, find_strategy, select
 from kconn.errors import InputError, SchemaError
 from kconn.frames import Displacement, framewise_displacement, place, sample_mask, whole
 from kconn.kernels import filtering, motion, projection
 from kconn.kernels.butterworth import fit_butterworth
+from kconn.kernels.components import find_redundant, remove_components
 from kconn.kernels.projection import Projection, Scale
 
 Array = npt.NDArray[np.float64]
@@ -140,7 +141,7 @@ def _keep_frames(
 class _Choices:
     """What was asked for, resolved; small enough to travel with a task."""
 
-    terms: tuple[Term, ...]
+    selection: Selection
     columns: tuple[str, ...]
     filter: Filter
     t_r: float
@@ -150,11 +151,16 @@ class _Choices:
     min_dof: int
     where: str
 
+    @property
+    def regressor_names(self) -> list[str]:
+        """What is removed by name: the confounds, then the noise components."""
+        return [term.name for term in self.selection.terms + self.selection.noise]
+
 
 def denoise(  # noqa: PLR0913 - the choices of denoising
     ds: xr.Dataset,
     *,
-    confounds: str | Sequence[str] | None,
+    confounds: Confounds,
     high_pass: float | None,
     low_pass: float | None,
     filter: Filter = "cosine",  # noqa: A002 - nilearn's word
@@ -179,8 +185,9 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
         A run: `bold` ``(voxel | column, time)``; `confounds` ``(time, confound)`` unless none are asked for; attrs
         ``t_r`` (s) where there is a filter. Lazy or in memory.
     confounds
-        A preset, a column, a pattern, or several of them: see `kconn.confounds.select_terms`. CompCor components bring
-        the cosine columns of the table along.
+        A preset, a column, a pattern, or several of them (see `kconn.confounds.select_terms`), the name of a strategy
+        such as ``"acompcor"``, or a `kconn.confounds.Strategy`. CompCor components bring the cosine columns of the
+        table along.
     high_pass, low_pass
         Edges of the band in Hz. A frequency on ``high_pass`` goes, one on ``low_pass`` stays. None: open.
     filter
@@ -200,7 +207,8 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
         With `denoised`, of the dims of `bold`: float64 for float64 input (node tables), else float32; NaN at dropped
         frames and all along a voxel without signal (constant, not finite, or explained to rounding: zeros would enter
         means and correlations as if measured). With the counts `n_frames`, `n_kept`, `n_regressors` (rank, the
-        constant included), `df_left` and `n_constant` (voxels without signal). The regressors by name, the band and
+        constant included), `df_left` and `n_constant` (voxels without signal), and `regressor_kept` ``(regressor)``,
+        False for a confound that the filter and those before it explain. The regressors by name, the band and
         the other choices are attrs of `denoised`. Nothing is computed for lazy input.
 
     Raises
@@ -224,9 +232,9 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
     if min_dof < 1:
         raise SchemaError("E-ARGUMENT", f"min_dof = {min_dof}", where=place(ds), rule="at least 1 must be left")
     scale = _resolve_scale(standardize)
-    terms, columns = _resolve_terms(ds, confounds, has_high_pass=high_pass is not None)
+    selection, columns = _resolve(ds, confounds, has_high_pass=high_pass is not None)
     choices = _Choices(
-        terms=terms,
+        selection=selection,
         columns=columns,
         filter=filter,
         t_r=_resolve_t_r(ds, high_pass=high_pass, low_pass=low_pass),
@@ -240,9 +248,11 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
     bold = ds["bold"]
     table, mask = _table(ds, choices), sample_mask(ds)
     if any(part.chunks is not None for part in (bold, table, mask)):
-        clean, counts = _denoise_lazily(bold, table, mask, choices, scale)
+        clean, kept, counts = _denoise_lazily(bold, table, mask, choices, scale)
     else:
-        fitted = _fit(table.to_numpy(), mask.to_numpy(), choices)
+        frames = mask.to_numpy()
+        fitted = _fit(table.to_numpy(), frames, choices)
+        kept = _find_kept(table.to_numpy(), frames, choices)
         clean = projection.residuals_in_blocks(
             bold.to_numpy(), fitted, block=plan_voxel_blocks(*bold.shape), scale=scale
         )
@@ -250,14 +260,21 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
         counts["n_constant"] = _count_empty(clean, fitted).sum()
 
     made = {
-        "confounds": [term.name for term in choices.terms],
+        "confounds": choices.regressor_names,
         "detrend": detrend,
         "standardize": scale,
         **{name: edge for name, edge in (("high_pass", high_pass), ("low_pass", low_pass)) if edge is not None},
         **({} if high_pass is None and low_pass is None else {"filter": filter}),
+        **({"components": selection.components} if selection.components != "none" else {}),
     }
     denoised = bold.copy(data=clean).assign_attrs(made)
     scalars = {name: xr.DataArray(value) for name, value in counts.items()}
+    if choices.regressor_names:
+        names = np.array(choices.regressor_names, dtype=object)
+        ds = ds.assign(regressor_kept=("regressor", kept)).assign_coords(regressor=("regressor", names))
+    if selection.spikes:
+        every = np.ones(ds.sizes["time"], dtype=np.bool_)
+        ds = ds.assign(n_spikes=(~mask).sum().reset_coords(drop=True), sample_mask=("time", every))
     return schema.annotate(ds.assign({"denoised": denoised, "n_frames": xr.DataArray(ds.sizes["time"]), **scalars}))
 
 
@@ -277,16 +294,15 @@ def _resolve_t_r(ds: xr.Dataset, *, high_pass: float | None, low_pass: float | N
     return t_r
 
 
-def _resolve_terms(
-    ds: xr.Dataset, confounds: str | Sequence[str] | None, *, has_high_pass: bool
-) -> tuple[tuple[Term, ...], tuple[str, ...]]:
+def _resolve(ds: xr.Dataset, confounds: Confounds, *, has_high_pass: bool) -> tuple[Selection, tuple[str, ...]]:
     """Return the regressors to make and the columns of the table."""
-    if confounds is None or confounds == "none" or list(confounds) in ([], ["none"]):
-        return (), ()
+    strategy = find_strategy(confounds)
+    if not strategy.needs_table:
+        return Selection(spikes=strategy.spikes == "censored"), ()
     schema.validate(ds, "confounds")
-    columns = tuple(map(str, ds["confounds"]["confound"].to_numpy().tolist()))
-    terms = select_terms(columns, confounds, where=place(ds))
-    return add_cosines(terms, columns, has_high_pass=has_high_pass, where=place(ds)), columns
+    names = tuple(map(str, ds["confounds"]["confound"].to_numpy().tolist()))
+    header = Header.of(names, ds["confounds"].attrs)
+    return select(header, strategy, has_high_pass=has_high_pass, where=place(ds)), names
 
 
 def _resolve_scale(standardize: bool | Scale) -> Scale:  # noqa: FBT001 - the public word of nilearn, passed on
@@ -301,15 +317,15 @@ def _resolve_scale(standardize: bool | Scale) -> Scale:  # noqa: FBT001 - the pu
 
 def _table(ds: xr.Dataset, choices: _Choices) -> xr.DataArray:
     """Return the confound table as float64, without columns where none are asked for."""
-    if choices.terms:
+    if choices.columns:
         return ds["confounds"].astype(np.float64)
     return xr.DataArray(np.empty((ds.sizes["time"], 0)), dims=("time", "confound"))
 
 
 def _denoise_lazily(
     bold: xr.DataArray, table: xr.DataArray, mask: xr.DataArray, choices: _Choices, scale: Scale
-) -> tuple[Any, dict[str, Any]]:
-    """Return the residuals and the counts as Dask arrays; the regressors are fitted once, in a task of their own."""
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Return residuals, independent regressors and counts as Dask arrays; one task makes the fit for all blocks."""
     fitted = delayed(_fit, pure=True)(table.data, mask.data, choices)
     blocks = (plan_voxel_blocks(*bold.shape), -1)
     signal = da.rechunk(bold.data, blocks) if bold.chunks is not None else da.from_array(bold.to_numpy(), chunks=blocks)
@@ -324,7 +340,12 @@ def _denoise_lazily(
         name: da.from_delayed(delayed(_read_count, pure=True)(fitted, name), shape=(), dtype=np.int64)
         for name in ("n_kept", "n_regressors", "df_left")
     }
-    return clean, {**counts, "n_constant": empty.sum()}
+    kept = da.from_delayed(
+        delayed(_find_kept, pure=True)(table.data, mask.data, choices),
+        shape=(len(choices.regressor_names),),
+        dtype=np.bool_,
+    )
+    return clean, kept, {**counts, "n_constant": empty.sum()}
 
 
 def _read_count(projection: Projection, name: str) -> np.int64:
@@ -339,22 +360,46 @@ def _count_empty(clean: npt.NDArray[np.floating[Any]], projection: Projection) -
 
 def _fit(table: Array, mask: npt.NDArray[np.bool_], choices: _Choices) -> Projection:
     """Return the projection of a run, or say why there is none."""
-    kept = np.flatnonzero(mask)
-    if kept.size == 0:
-        raise InputError("E-NO-FRAMES", f"sample_mask keeps none of {len(mask)} frames", where=choices.where)
-    regressors = build_columns(table, choices.columns, choices.terms)
-    _refuse_nan(regressors, kept, choices)
-    fitted = _FITS[choices.filter](regressors, mask, choices)
+    selection = choices.selection
+    regressors, fitted_mask = _make_regressors(table, mask, choices)
+    n_term, n_noise, n_named = len(selection.terms), len(selection.noise), len(selection.all_terms)
+    confounds, noise, signal, spikes = np.split(regressors, [n_term, n_term + n_noise, n_named], axis=1)
+    fitted = _FITS[choices.filter](np.hstack([confounds, spikes]), fitted_mask, choices)
+    if selection.noise:
+        fitted = remove_components(fitted, noise, signal, oblique=selection.components == "nonaggressive")
     if fitted.df_left < choices.min_dof:
         raise InputError(
             "E-DF",
-            f"{fitted.df_left} degrees of freedom are left of {len(kept)} kept frames (of {len(mask)}),"
-            f" after the filter, {len(choices.terms)} confounds and the trend",
+            f"{fitted.df_left} degrees of freedom are left of {np.count_nonzero(mask)} kept frames (of {len(mask)}),"
+            f" after the filter, {len(selection.terms) + len(selection.noise)} confounds and the trend",
             where=choices.where,
             rule=f"min_dof = {choices.min_dof} must be left; under a cosine low-pass a dropped frame costs one more",
             fix="widen the band, choose fewer confounds, raise fd_threshold, or exclude the run",
         )
     return fitted
+
+
+def _find_kept(table: Array, mask: npt.NDArray[np.bool_], choices: _Choices) -> npt.NDArray[np.bool_]:
+    """Return ``(regressor,)`` which of the regressors removes something that those before it and the filter do not."""
+    regressors, fitted_mask = _make_regressors(table, mask, choices)
+    base = _FITS[choices.filter](np.empty((len(mask), 0)), fitted_mask, choices)
+    return ~find_redundant(regressors[:, : len(choices.regressor_names)], base)
+
+
+def _make_regressors(
+    table: Array, mask: npt.NDArray[np.bool_], choices: _Choices
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Return the confounds, the noise, the signal and the spikes ``(time, column)``, and the frames of the fit."""
+    kept = np.flatnonzero(mask)
+    if kept.size == 0:
+        raise InputError("E-NO-FRAMES", f"sample_mask keeps none of {len(mask)} frames", where=choices.where)
+    regressors = build_columns(table, choices.columns, choices.selection.all_terms)
+    _refuse_nan(regressors, kept, choices)
+    if not choices.selection.spikes:
+        return regressors, mask
+    # What a frame with a regressor of its own holds otherwise has no effect.
+    regressors = np.where(mask[:, None], regressors, 0.0)
+    return np.hstack([regressors, np.eye(len(mask))[:, ~mask]]), np.ones_like(mask)
 
 
 def _fit_cosines(regressors: Array, mask: npt.NDArray[np.bool_], choices: _Choices) -> Projection:
@@ -397,7 +442,7 @@ def _refuse_nan(regressors: Array, kept: npt.NDArray[np.intp], choices: _Choices
         frames = kept[~np.isfinite(regressors[kept, i_term])]
         raise InputError(
             "E-CONFOUND-NAN",
-            f"the confound {choices.terms[i_term].name!r} is not finite in frame {frames[0]} and"
+            f"the confound {choices.selection.all_terms[i_term].name!r} is not finite in frame {frames[0]} and"
             f" {frames.size - 1} other kept frames ({int(broken.sum())} such confounds)",
             where=choices.where,
             rule="only the first frame may be n/a: a difference has nothing before it there, and 0 is put in",

@@ -57,6 +57,10 @@ VARIABLES: Final[dict[str, Variable]] = {
     "n_kept": Variable(dims=((),), kind="iu", unit="1", doc="Frames that sample_mask keeps."),
     "n_regressors": Variable(dims=((),), kind="iu", unit="1", doc="Rank of what denoising removes, mean included."),
     "df_left": Variable(dims=((),), kind="iu", unit="1", doc="Degrees of freedom left after denoising."),
+    "n_spikes": Variable(dims=((),), kind="iu", unit="1", doc="Frames that a regressor of their own took out."),
+    "regressor_kept": Variable(
+        dims=(("regressor",),), kind="b", unit="1", doc="True where a confound removes what those before it do not."
+    ),
     "n_constant": Variable(dims=((),), kind="iu", unit="1", doc="Voxels or nodes without signal; NaN in denoised."),
     "minutes_kept": Variable(dims=((),), kind="f", unit="min", doc="Duration of the kept frames."),
     "median_tsnr": Variable(dims=((),), kind="f", unit="1", doc="Median of tsnr over voxels or nodes."),

@@ -113,7 +113,7 @@ def read_confounds(path: Path, *, n_time: int, where: str = "") -> ConfoundTable
     """
     cells = read_cells(path, where=where, what=_CONFOUNDS)
     names = tuple(cells.rows[0])
-    _check_header(cells, names)
+    check_header(cells, names)
     if len(cells.rows) - 1 != n_time:
         raise cells.error(
             "E-CONFOUND-ROWS",
@@ -345,7 +345,7 @@ def _split(
     names: tuple[str, ...] = ()
     if has_header and not by_node:
         names = tuple(cells.rows[0])
-        _check_header(cells, names, may_repeat=True)
+        check_header(cells, names, may_repeat=True)
     elif has_row_names:
         names = tuple(row[0] for row in cells.rows[first_row:])
     values = to_numbers(cells, first_row=first_row, first_column=first_column, missing=MISSING)
@@ -369,7 +369,14 @@ def _tell_header(cells: Cells, first: list[str]) -> bool:
     )
 
 
-def _check_header(cells: Cells, names: tuple[str, ...], *, may_repeat: bool = False) -> None:
+def check_header(cells: Cells, names: tuple[str, ...], *, may_repeat: bool = False) -> None:
+    """Refuse a first row that does not name every column, or, unless it may, names two alike.
+
+    Raises
+    ------
+    InputError
+        ``E-TABLE``.
+    """
     nameless = [i for i, name in enumerate(names) if not name or name.startswith("Unnamed: ")]
     if nameless:
         raise cells.error(
@@ -431,7 +438,7 @@ def _read_people(
 ) -> tuple[Cells, pd.DataFrame]:
     cells = read_cells(path, where=where, what=what)
     names, rows = tuple(cells.rows[0]), cells.rows[1:]
-    _check_header(cells, names)
+    check_header(cells, names)
     if absent := [name for name in id_columns if name not in names]:
         raise cells.error(
             "E-TABLE-SHAPE",

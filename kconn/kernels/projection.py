@@ -46,6 +46,8 @@ class Projection:
         Number of frames of the run.
     butterworth
         A filter that goes before, when it is not part of ``basis``.
+    returns
+        ``(time, k)`` what comes back for each column of ``basis``, where the projection is oblique. None: the column.
     """
 
     basis: Array
@@ -53,6 +55,7 @@ class Projection:
     kept: Frames
     n_time: int
     butterworth: Butterworth | None = None
+    returns: Array | None = None
 
     @property
     def dropped(self) -> Frames:
@@ -290,5 +293,6 @@ def _factor(level: Array, spread: Array, power: Array, *, scale: Scale, n_kept: 
 def _project(work: Array, projection: Projection) -> Array:
     """Return the projected rows of ``work``, in two skinny products."""
     # NumPy's product frees the interpreter lock and so lets blocks run side by side; SciPy's wrappers of BLAS do not.
-    inside: Array = (work @ projection.basis) @ projection.basis.T
+    returns = projection.basis if projection.returns is None else projection.returns
+    inside: Array = (work @ projection.basis) @ returns.T
     return np.subtract(work, inside, out=work) if projection.removes else inside
