@@ -176,19 +176,31 @@ class Threads:
 
 def count_threads() -> Threads:
     """Return the threads of the scheduler that is current."""
-    # A client can only exist if someone has imported distributed; importing it here would cost a second.
-    distributed = sys.modules.get("distributed")
-    if distributed is not None and dask.config.get("scheduler", None) in (None, "dask.distributed", "distributed"):
-        try:
-            n_threads = list(distributed.default_client().nthreads().values())
-        except ValueError:
-            pass
-        else:
-            return Threads(total=max(1, sum(n_threads)), per_process=max([1, *n_threads]), cluster=True)
+    client = _current_client()
+    if client is not None:
+        n_threads = list(client.nthreads().values())
+        return Threads(total=max(1, sum(n_threads)), per_process=max([1, *n_threads]), cluster=True)
     if dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded"):
         return Threads(total=1, per_process=1, cluster=False)
     n_thread = int(dask.config.get("num_workers", None) or CPU_COUNT)
     return Threads(total=n_thread, per_process=n_thread, cluster=False)
+
+
+def _current_client() -> Any:
+    """Return the client that computes what is computed now, or None."""
+    # A client can only exist if someone has imported distributed; importing it here would cost a second.
+    distributed = sys.modules.get("distributed")
+    chosen = dask.config.get("scheduler", None)
+    if distributed is None:
+        return None
+    if isinstance(chosen, distributed.Client):
+        return chosen
+    if chosen not in (None, "dask.distributed", "distributed"):
+        return None
+    try:
+        return distributed.default_client()
+    except ValueError:
+        return None
 
 
 def _large_graphs(threads: Threads) -> AbstractContextManager[object]:
