@@ -145,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
             ) as client:
                 if client is not None:
                     console.print(f"dashboard: {client.dashboard_link}", highlight=False)
-                with show_progress(console, bench.plan.steps) as listen:
+                with show_progress(console, bench.plan.steps, bench.study.store) as listen:
                     run_plan(bench.plan, bench.bind, client=client, listen=listen)
         else:
             console.print(f"nothing to do: all {len(bench.plan.steps)} results are there")
@@ -155,11 +155,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print how far a study is, and which runs were left out."""
-    from kconn.summary import status_as_table
+    """Print how far a study and its tests are, and which runs were left out."""
+    from kconn.summary import status_as_json, status_as_table
     from kconn.workbench import prepare
 
-    _console().print(status_as_table(prepare(arguments.study)))
+    bench = prepare(arguments.study)
+    if arguments.json:
+        sys.stdout.write(json.dumps(status_as_json(bench), indent=1) + "\n")
+    else:
+        _console().print(status_as_table(bench))
     return EXIT_DONE
 
 
@@ -261,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     ran.add_argument(
         "--rehash", action="store_true", help="read every input again instead of trusting its time of change"
     )
-    add("status", status)
+    add("status", status).add_argument("--json", action="store_true", help="for other programs")
     add("verify", verify)
     add("report", report)
     exported = add("export", export)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from kconn.arguments import Alternative, Convention
 from kconn.errors import DesignError
 from kconn.kernels import glm, multiple_testing, spatial, tails
-from kconn.kernels.spatial import TAILS, Enhancement
+from kconn.kernels.spatial import Enhancement
+from kconn.kernels.tallies import TAILS
 from kconn.permuting import Found, FoundMaps, Test
 
 #: Coverage of the limits of every p.
@@ -70,18 +71,22 @@ def compare(test: Test, found: Found | FoundMaps, correction: Correction) -> dic
 def _compare_features(test: Test, found: Found, correction: Correction) -> dict[str, Null]:
     compared, tally = found.observed.compared, found.tally
     limits = test.engine.limits(compared, correction.tie_rtol)
-    highest = np.concatenate([[np.nanmax(compared)], tally.highest])
-    lowest = np.concatenate([[np.nanmin(compared)], tally.lowest])
-    found_by_tail = {
-        "two-sided": (tally.n_beyond, np.maximum(highest, -lowest), limits.beyond),
-        "greater": (tally.n_above, highest, limits.above),
-        "less": (tally.n_below, -lowest, -limits.below),
+    seen = {
+        "two-sided": (np.nanmax(np.abs(compared)), limits.beyond),
+        "greater": (np.nanmax(compared), limits.above),
+        "less": (np.nanmax(-compared), -limits.below),
     }
     to_z = test.engine.to_z
     to_stat = to_z if correction.convention == "palm" else test.engine.to_stat
     return {
-        tail: Null(counts=1 + counts, highest=null, limits=bounds.astype(np.float64), to_z=to_z, to_stat=to_stat)
-        for tail, (counts, null, bounds) in found_by_tail.items()
+        tail: Null(
+            counts=1 + tally.counts[i_tail],
+            highest=np.concatenate([[seen[tail][0]], tally.highest[i_tail]]),
+            limits=seen[tail][1].astype(np.float64),
+            to_z=to_z,
+            to_stat=to_stat,
+        )
+        for i_tail, tail in enumerate(TAILS)
     }
 
 

@@ -21,18 +21,19 @@ from kconn.arguments import (
     check_integer,
     refuse_unused,
 )
+from kconn.checkpoint import Checkpoint
 from kconn.chunks import GIB
 from kconn.correction import CI_LEVEL, Correction, compare, correct_jointly, read_maps, read_result
 from kconn.features import join_covariates, read_features
 from kconn.kernels import glm, multiple_testing, tallies
 from kconn.kernels.clusters import Tfce
 from kconn.kernels.glm import Regression
-from kconn.kernels.spatial import TAILS
+from kconn.kernels.tallies import TAILS
 from kconn.labelling import label_results
 from kconn.linear_model import Model, read_design, read_groups
 from kconn.neighbourhood import Meaning, read_enhancement
 from kconn.observations import join_permutations, join_shufflings, read_observations
-from kconn.permuting import Found, FoundMaps, run_map_tests, run_tests
+from kconn.permuting import Found, FoundMaps, Work, run_map_tests, run_tests
 from kconn.relabelling import Exchange, plan_tests, read_blocks
 
 
@@ -61,6 +62,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     tail: Literal["counts", "gpd"] = "counts",
     dtype: Literal["float64", "float32"] = "float64",
     max_mem: int = 2 * GIB,
+    checkpoint: Checkpoint | None = None,
 ) -> xr.Dataset:
     """Test contrasts of a linear model by permutation, with family-wise error control over features.
 
@@ -128,6 +130,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         Precision of the permuted statistics. The observed statistic is always float64.
     max_mem
         Bytes that the tasks of one process may hold together.
+    checkpoint
+        Where finished ranges of relabellings are kept: a call with the same arguments computes only what is not there.
 
     Returns
     -------
@@ -201,10 +205,11 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         alternative=alternative, fdr=fdr, tail=tail, convention=convention, tie_rtol=tallies.TIE_RTOL[dtype]
     )
     found: list[Found | FoundMaps]
+    work = Work(dtype=dtype, max_mem=max_mem, on_z=convention == "palm", checkpoint=checkpoint)
     if enhancement is None:
-        found = list(run_tests(features.matrix, order, tests, dtype=dtype, max_mem=max_mem))
+        found = list(run_tests(features.matrix, order, tests, work))
     else:
-        found = list(run_map_tests(features.matrix, order, tests, enhancement, dtype=dtype, max_mem=max_mem))
+        found = list(run_map_tests(features.matrix, order, tests, enhancement, work))
 
     nulls = [compare(test, result, correction) for test, result in zip(tests, found, strict=True)]
     results = [

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn.features import Features
-from kconn.kernels.spatial import TAILS
+from kconn.kernels.tallies import TAILS
 from kconn.observations import DIM, Observations
 from kconn.permuting import Test
 

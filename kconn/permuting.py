@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, zip_longest
 from typing import Any
 
 import dask.config
 import numpy as np
 import numpy.typing as npt
-from dask.base import compute
+from dask.base import compute, persist
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
 
+from kconn.checkpoint import Checkpoint, Ranges, fingerprint
 from kconn.kernels import glm, spatial, tallies, tasks
 from kconn.kernels.blas import single_thread
 from kconn.kernels.permutation import Relabelling, Shuffling
+from kconn.kernels.tallies import TAILS, Tally, join_features, join_ranges
+
+Values = npt.NDArray[np.float64]
+Transform = Callable[[Values], Values]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +49,7 @@ class Found:
     """What a test has found over all features: the fit, and the counts and extremes of relabellings."""
 
     observed: glm.Observed
-    tally: tallies.Tally
+    tally: Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +58,30 @@ class FoundMaps:
 
     observed: glm.Observed
     enhanced: npt.NDArray[np.float64]
-    tally: spatial.MapTally
+    tally: Tally
 
 
-def run_tests(
-    matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], *, dtype: str, max_mem: int
-) -> list[Found]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """How tests are run.
+
+    Attributes
+    ----------
+    dtype, max_mem
+        As in `kconn.permutation_test`.
+    on_z
+        Whether ``max_stat`` of single features is on z.
+    checkpoint
+        Where finished ranges of relabellings are kept, or None.
+    """
+
+    dtype: str
+    max_mem: int
+    on_z: bool = False
+    checkpoint: Checkpoint | None = None
+
+
+def run_tests(matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], work: Work) -> list[Found]:
     """Run tests of each feature by itself.
 
     Parameters
@@ -69,74 +92,230 @@ def run_tests(
         Row of the matrix at each canonical position.
     tests
         What to test.
-    dtype, max_mem
-        As in `kconn.permutation_test`.
+    work
+        How.
     """
     threads = count_threads()
-    budget = max_mem // threads.per_process
-    problems = [_measure(matrix, test, dtype) for test in tests]
-    widths = tasks.plan_features(problems[0], max_mem=budget)
-    ranges = [
-        tasks.plan_permutations(problem, n_part=len(widths), n_thread=threads.total, max_mem=budget)
-        for problem in problems
-    ]
-    found: list[list[Found]] = [[] for _ in tests]
-    # One wave at a time keeps no more feature ranges in memory than there are threads to work on them.
-    for first in range(0, len(widths), threads.total):
-        wave = widths[first : first + threads.total]
-        raw = [_read(matrix[:, start:stop], order, threads, n_part=len(wave)) for start, stop in wave]
-        graph = [
-            [
-                (
-                    delayed(_observe, pure=False)(copies[0], test.engine),
-                    delayed(_join_ranges, pure=False)(
-                        [
-                            delayed(_tally, pure=False)(block, test.engine, test.shuffling.part(start, stop), dtype)
-                            for block, (start, stop) in zip(cycle(copies), here, strict=False)
-                        ]
-                    ),
-                )
-                for copies in raw
-            ]
-            for test, here in zip(tests, ranges, strict=True)
-        ]
-        for i_test, parts in enumerate(_compute(graph, threads)):
-            found[i_test].extend(Found(observed=observed, tally=tally) for observed, tally in parts)
-    return [_join_features(parts) for parts in found]
+    budget = work.max_mem // threads.per_process
+    problems = [_measure(matrix, test, work) for test in tests]
+    source = _Source.of(matrix, order, tasks.plan_features(problems[0], max_mem=budget), threads)
+    fits = _observe_all(source, tests)
+    cuts = []
+    for test, problem, fit in zip(tests, problems, fits, strict=True):
+        shown = _Shown(
+            highest=np.stack([np.abs(fit.compared), fit.compared, -fit.compared]),
+            to_stat=test.engine.to_z if work.on_z else test.engine.to_stat,
+        )
+        cuts.append(
+            _Cut(
+                test=test,
+                problem=problem,
+                tally=tallies.tally,
+                observed=[delayed(fit.compared[start:stop]) for start, stop in source.widths],
+                ranges=_find_ranges((test, problem), work, fit, shown),
+            )
+        )
+    found = _tally_all(source, cuts, work)
+    return [Found(observed=fit, tally=tally) for fit, tally in zip(fits, found, strict=True)]
 
 
 def run_map_tests(
-    matrix: Any,
-    order: npt.NDArray[np.intp],
-    tests: Sequence[Test],
-    enhancement: spatial.Enhancement,
-    *,
-    dtype: str,
-    max_mem: int,
+    matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], enhancement: spatial.Enhancement, work: Work
 ) -> list[FoundMaps]:
     """Run tests of a statistic of whole maps; parameters as in `run_tests`."""
     threads = count_threads()
-    budget = max_mem // threads.per_process
-    cost = spatial.COST[enhancement.kind]
-    graph = []
-    raw = _read(matrix, order, threads, n_part=1)
-    shared = delayed(enhancement)
-    for test in tests:
-        problem = _measure(matrix, test, dtype, extra=cost)
+    budget = work.max_mem // threads.per_process
+    problems = [_measure(matrix, test, work, extra=spatial.COST[enhancement.kind]) for test in tests]
+    for problem in problems:
         tasks.check_memory(problem, max_mem=budget)
-        ranges = tasks.plan_permutations(problem, n_part=1, n_thread=threads.total, max_mem=budget)
-        observed = delayed(_observe, pure=False)(raw[0], test.engine)
-        own = delayed(_fix, pure=False)(observed, test.engine, shared)
-        enhanced = delayed(_enhance, pure=False)(observed, test.engine, own)
-        parts = [
-            delayed(_tally_maps, pure=False)(block, test.engine, own, test.shuffling.part(start, stop), enhanced, dtype)
-            for block, (start, stop) in zip(cycle(raw), ranges, strict=False)
-        ]
-        graph.append((observed, enhanced, delayed(_join_maps, pure=False)(parts)))
-    return [
-        FoundMaps(observed=observed, enhanced=enhanced, tally=tally)
-        for observed, enhanced, tally in _compute(graph, threads)
+    source = _Source.of(matrix, order, [(0, matrix.shape[1])], threads)
+    fits = _observe_all(source, tests)
+    shared = delayed(enhancement)
+    graph = [
+        delayed(spatial.observe_maps, pure=False)(fit.compared, test.engine, shared)
+        for test, fit in zip(tests, fits, strict=True)
     ]
+    maps: list[spatial.ObservedMaps] = _compute(graph, threads)
+    cuts = [
+        _Cut(
+            test=test,
+            problem=problem,
+            tally=spatial.tally_maps,
+            observed=[delayed(one)],
+            ranges=_find_ranges((test, problem), work, one, _Shown(highest=one.enhanced, to_stat=_same)),
+        )
+        for test, problem, one in zip(tests, problems, maps, strict=True)
+    ]
+    found = _tally_all(source, cuts, work)
+    return [
+        FoundMaps(observed=fit, enhanced=one.enhanced, tally=tally)
+        for fit, one, tally in zip(fits, maps, found, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """The data in feature ranges, read in waves that keep no more of them in memory than there are threads.
+
+    ``held`` are the blocks if there is one wave: they are read once.
+    """
+
+    matrix: Any
+    order: npt.NDArray[np.intp]
+    widths: list[tasks.Range]
+    threads: Threads
+    held: list[list[Any]] | None
+
+    @classmethod
+    def of(cls, matrix: Any, order: npt.NDArray[np.intp], widths: list[tasks.Range], threads: Threads) -> _Source:
+        held = None
+        if len(widths) <= threads.total:
+            blocks = [_read(matrix[:, start:stop], order, threads, n_part=len(widths)) for start, stop in widths]
+            with _large_graphs(threads):
+                held = list(persist(*blocks))
+        return cls(matrix=matrix, order=order, widths=widths, threads=threads, held=held)
+
+    def waves(self) -> Iterator[tuple[range, list[list[Any]]]]:
+        """Yield positions of feature ranges and, for each, the tasks that read it, one per copy."""
+        if self.held is not None:
+            yield range(len(self.widths)), self.held
+            return
+        for first in range(0, len(self.widths), self.threads.total):
+            here = range(first, min(first + self.threads.total, len(self.widths)))
+            yield (
+                here,
+                [
+                    _read(self.matrix[:, slice(*self.widths[i])], self.order, self.threads, n_part=len(here))
+                    for i in here
+                ],
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cut:
+    """One test to be cut into tasks: ``tally`` compares relabellings with what was ``observed`` per feature range."""
+
+    test: Test
+    problem: tasks.Problem
+    tally: Callable[..., Tally]
+    observed: list[Any]
+    ranges: Ranges | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """What the identity has on the compared scale, ``(n_tail, n_feature)``, and how ``max_stat`` shows it."""
+
+    highest: Values
+    to_stat: Transform
+
+
+def _find_ranges(
+    cut: tuple[Test, tasks.Problem], work: Work, observed: glm.Observed | spatial.ObservedMaps, shown: _Shown
+) -> Ranges | None:
+    """Return the ranges of a test in the checkpoint; their names hold a digest of data, model, table and precision.
+
+    A test of one range is not worth a file: it is as fast to compute again.
+    """
+    test, problem = cut
+    if work.checkpoint is None or len(tasks.plan_ranges(problem)) == 1 or np.isnan(observed.compared).all():
+        return None
+    return Ranges(
+        checkpoint=work.checkpoint,
+        fingerprint=fingerprint(test.name, test.engine, test.shuffling.sha256, observed, work.dtype, work.on_z),
+        n_perm=test.shuffling.n_perm,
+        n_feature=observed.compared.size,
+        identity=shown.to_stat(np.nanmax(shown.highest, axis=1)),
+        to_stat=shown.to_stat,
+    )
+
+
+def _observe_all(source: _Source, tests: Sequence[Test]) -> list[glm.Observed]:
+    parts: list[list[glm.Observed]] = [[] for _ in tests]
+    for _, blocks in source.waves():
+        graph = [[delayed(_observe, pure=False)(copies[0], test.engine) for copies in blocks] for test in tests]
+        for known, found in zip(parts, _compute(graph, source.threads), strict=True):
+            known.extend(found)
+    return [glm.join_observed(known) for known in parts]
+
+
+def _tally_all(source: _Source, cuts: list[_Cut], work: Work) -> list[Tally]:
+    """Return what all relabellings found, taking finished ranges from the checkpoint."""
+    pieces: list[list[tuple[list[tasks.Range], Tally]]] = [[] for _ in cuts]
+    missing: list[list[tasks.Range]] = [[] for _ in cuts]
+    for cut, known, left in zip(cuts, pieces, missing, strict=True):
+        for one in tasks.plan_ranges(cut.problem):
+            kept = cut.ranges.load(*one) if cut.ranges else None
+            if kept is None:
+                left.append(one)
+            else:
+                known.append(([one], kept))
+    # Data that do not fit into one wave are read again for each range that is to be kept, but once if none is.
+    if source.held is None and work.checkpoint is not None:
+        groups = [list(group) for group in zip_longest(*([[one] for one in left] for left in missing), fillvalue=[])]
+    else:
+        groups = [missing]
+    for group in groups:
+        for known, ranges, tally in zip(pieces, group, _tally_group(source, cuts, group, work), strict=True):
+            if tally is not None:
+                known.append((ranges, tally))
+    return [_join(cut.test.shuffling.n_perm, known) for cut, known in zip(cuts, pieces, strict=True)]
+
+
+def _tally_group(source: _Source, cuts: list[_Cut], group: list[list[tasks.Range]], work: Work) -> list[Tally | None]:
+    """Return what some ranges of each test found over all features, and keep them."""
+    if not any(group):
+        return [None] * len(cuts)
+    parts: list[list[Tally]] = [[] for _ in cuts]
+    for here, blocks in source.waves():
+        graph = [_plan_tasks(source, here, blocks, cut, ranges, work) for cut, ranges in zip(cuts, group, strict=True)]
+        for found, tally in zip(parts, _compute(graph, source.threads), strict=True):
+            found.append(tally)
+    out: list[Tally | None] = []
+    for cut, ranges, found in zip(cuts, group, parts, strict=True):
+        whole = join_features(found) if ranges else None
+        if whole is not None and cut.ranges is not None and source.held is None:
+            cut.ranges.save(*ranges[0], whole)
+        out.append(whole)
+    return out
+
+
+def _plan_tasks(
+    source: _Source, here: range, blocks: list[list[Any]], cut: _Cut, ranges: list[tasks.Range], work: Work
+) -> Any:
+    """Return one delayed tally of all ranges; where all features are at hand, each range is kept when it is whole."""
+    threads, total = source.threads, None
+    budget = work.max_mem // threads.per_process
+    n_task = -(-tasks.TASKS_PER_THREAD * threads.total // max(1, len(ranges) * len(blocks)))
+    copies = [cycle(of_part) for of_part in blocks]
+    for one in ranges:
+        rows = tasks.split_range(one, cut.problem, n_part=len(source.widths), n_task=n_task, max_mem=budget)
+        tables = [delayed(cut.test.shuffling.part(start, stop)) for start, stop in rows]
+        parts = [
+            delayed(join_ranges, pure=False)(
+                [
+                    delayed(_tally, pure=False)(
+                        cut.tally, next(of_part), cut.test.engine, table, cut.observed[i_part], work.dtype
+                    )
+                    for table in tables
+                ]
+            )
+            for i_part, of_part in zip(here, copies, strict=True)
+        ]
+        whole = delayed(join_features, pure=False)(parts)
+        if cut.ranges is not None and source.held is not None:
+            whole = delayed(_keep, pure=False)(cut.ranges, one, whole)
+        total = whole if total is None else delayed(join_ranges, pure=False)([total, whole])
+    return total
+
+
+def _join(n_perm: int, pieces: list[tuple[list[tasks.Range], Tally]]) -> Tally:
+    """Return ranges in the order of the table."""
+    highest = np.empty((len(TAILS), n_perm - 1))
+    for ranges, tally in pieces:
+        rows = np.concatenate([np.arange(start - 1, stop - 1) for start, stop in ranges])
+        highest[:, rows] = tally.highest
+    return Tally(highest=highest, counts=np.sum([tally.counts for _, tally in pieces], axis=0))
 
 
 def _read(matrix: Any, order: npt.NDArray[np.intp], threads: Threads, *, n_part: int) -> list[Any]:
@@ -148,14 +327,14 @@ def _read(matrix: Any, order: npt.NDArray[np.intp], threads: Threads, *, n_part:
     return [delayed(_read_block, pure=False)(matrix, order) for _ in range(n_copy)]
 
 
-def _measure(matrix: Any, test: Test, dtype: str, *, extra: float = 0.0) -> tasks.Problem:
+def _measure(matrix: Any, test: Test, work: Work, *, extra: float = 0.0) -> tasks.Problem:
     n_obs, n_feature = matrix.shape
     return tasks.Problem(
         n_obs=n_obs,
         n_feature=n_feature,
         n_perm=test.shuffling.n_perm,
         n_row=test.engine.n_row,
-        dtype=dtype,
+        dtype=work.dtype,
         extra=extra,
     )
 
@@ -220,57 +399,22 @@ def _observe(block: npt.NDArray[np.floating], engine: glm.Engine) -> glm.Observe
         return tallies.observe_blocks(block, engine)
 
 
-def _tally(block: npt.NDArray[np.floating], engine: glm.Engine, part: Relabelling, dtype: str) -> tallies.Tally:
-    with single_thread():
-        return tallies.tally(block, engine, part, dtype)
-
-
-def _fix(observed: glm.Observed, engine: glm.Engine, enhancement: spatial.Enhancement) -> spatial.Enhancement:
-    return enhancement.fixed(spatial.fill(observed.compared), engine)
-
-
-def _enhance(observed: glm.Observed, engine: glm.Engine, enhancement: spatial.Enhancement) -> npt.NDArray[np.float64]:
-    return enhancement.sides(spatial.fill(observed.compared), engine)
-
-
-def _tally_maps(
+def _tally(
+    tally: Callable[..., Tally],
     block: npt.NDArray[np.floating],
     engine: glm.Engine,
-    enhancement: spatial.Enhancement,
     part: Relabelling,
-    enhanced: npt.NDArray[np.float64],
+    observed: Values | spatial.ObservedMaps,
     dtype: str,
-) -> spatial.MapTally:
+) -> Tally:
     with single_thread():
-        return spatial.tally_maps(block, engine, enhancement, part, enhanced, dtype)
+        return tally(block, engine, part, observed, dtype)
 
 
-def _join_maps(parts: list[spatial.MapTally]) -> spatial.MapTally:
-    return spatial.MapTally(
-        highest=np.concatenate([part.highest for part in parts], axis=1),
-        counts=np.sum([part.counts for part in parts], axis=0),
-    )
+def _keep(ranges: Ranges, one: tasks.Range, tally: Tally) -> Tally:
+    ranges.save(*one, tally)
+    return tally
 
 
-def _join_ranges(parts: list[tallies.Tally]) -> tallies.Tally:
-    return tallies.Tally(
-        highest=np.concatenate([part.highest for part in parts]),
-        lowest=np.concatenate([part.lowest for part in parts]),
-        n_above=np.sum([part.n_above for part in parts], axis=0),
-        n_below=np.sum([part.n_below for part in parts], axis=0),
-        n_beyond=np.sum([part.n_beyond for part in parts], axis=0),
-    )
-
-
-def _join_features(parts: list[Found]) -> Found:
-    found = [part.tally for part in parts]
-    return Found(
-        observed=glm.join_observed([part.observed for part in parts]),
-        tally=tallies.Tally(
-            highest=np.max([part.highest for part in found], axis=0),
-            lowest=np.min([part.lowest for part in found], axis=0),
-            n_above=np.concatenate([part.n_above for part in found]),
-            n_below=np.concatenate([part.n_below for part in found]),
-            n_beyond=np.concatenate([part.n_beyond for part in found]),
-        ),
-    )
+def _same(values: Values) -> Values:
+    return values

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from kconn.execution import Event, Listener
 from kconn.plan import Step
+from kconn.stages.running import find_running
 
 _VERBS: Final = {
     "ingest": "read runs",
@@ -26,8 +38,26 @@ _VERBS: Final = {
 _NOTES: Final = {"kept": "already there", "failed": "failed", "skipped": "skipped"}
 
 
+class _Tests(ProgressColumn):
+    """How far the test that is going on is, beside the bar of tests."""
+
+    max_refresh = 1.0
+
+    def __init__(self, root: Path, steps: Sequence[Step]) -> None:
+        super().__init__()
+        self._root = root
+        self._steps = [step for step in steps if step.stage == "test"]
+
+    def render(self, task: Task) -> Text:
+        """Return the words; looked up once a second while tests run."""
+        if task.description != _VERBS["test"] or task.finished:
+            return Text()
+        running = max(find_running(self._root, self._steps), key=lambda test: test.last, default=None)
+        return Text("" if running is None else str(running))
+
+
 @contextmanager
-def show_progress(console: Console, steps: Sequence[Step]) -> Iterator[Listener]:
+def show_progress(console: Console, steps: Sequence[Step], root: Path) -> Iterator[Listener]:
     """Show one bar per stage while steps end; where there is no terminal, one line per finished stage.
 
     Parameters
@@ -36,6 +66,8 @@ def show_progress(console: Console, steps: Sequence[Step]) -> Iterator[Listener]
         Where to write.
     steps
         The steps of the plan.
+    root
+        The store: beside it lies how far a test is.
     """
     totals = Counter(step.stage for step in steps)
     left = Counter(totals)
@@ -46,6 +78,7 @@ def show_progress(console: Console, steps: Sequence[Step]) -> Iterator[Listener]
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        _Tests(root, steps),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {stage: bars.add_task(_VERBS[stage], total=n, note="") for stage, n in totals.items()}

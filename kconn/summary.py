@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 
 from kconn.errors import StoreError
 from kconn.io import cubes, store
 from kconn.plan import COHORT_STAGES, RUN_STAGES
+from kconn.stages.running import ALPHA, LEVEL, find_running
 from kconn.workbench import Workbench
 
 
@@ -45,8 +48,9 @@ def plan_as_json(bench: Workbench) -> dict[str, Any]:
 
 
 def status_as_table(bench: Workbench) -> Group:
-    """Return how many steps of each stage are published, and every exclusion with its reason."""
-    pending = {step.address for step in bench.pending()}
+    """Return how many steps of each stage are published, how far tests are, and every exclusion with its reason."""
+    left = bench.pending()
+    pending = {step.address for step in left}
     done = Table(title=bench.study.study.name)
     for title in ("stage", "published", "of"):
         done.add_column(title, justify="left" if title == "stage" else "right")
@@ -54,14 +58,64 @@ def status_as_table(bench: Workbench) -> Group:
         steps = [step for step in bench.plan.steps if step.stage == stage]
         if steps:
             done.add_row(stage, str(sum(step.address not in pending for step in steps)), str(len(steps)))
+    begun = Table(title="tests begun")
+    for title in (
+        "contrast",
+        "permutations",
+        "of",
+        f"corrected p <= {ALPHA} from",
+        f"{LEVEL:.0%} limits",
+        "last range",
+    ):
+        begun.add_column(title, justify="left" if title in {"contrast", "last range"} else "right")
+    for test in find_running(bench.study.store, left):
+        at = test.threshold
+        ended = datetime.fromtimestamp(test.last, tz=UTC).isoformat(timespec="seconds")
+        shown = "-" if np.isnan(at.value) else f"{at.value:.4g}"
+        begun.add_row(
+            test.where, f"{test.n_done:,}", f"{test.n_perm:,}", shown, f"{at.lower:.4g} to {at.upper:.4g}", ended
+        )
     out = Table(title="left out")
     out.add_column("what")
     out.add_column("why")
-    for subject, reason in sorted(bench.plan.left_out.items()):
-        out.add_row(f"sub-{subject}", reason)
-    for where, reason in excluded_runs(bench).items():
+    for where, reason in _left_out(bench).items():
         out.add_row(where, reason)
-    return Group(done, out) if out.row_count else Group(done)
+    return Group(done, *(table for table in (begun, out) if table.row_count))
+
+
+def status_as_json(bench: Workbench) -> dict[str, Any]:
+    """Return the same as plain data; limits that are not known yet are null."""
+    left = bench.pending()
+    pending = {step.address for step in left}
+    stages = {
+        stage: {
+            "published": sum(step.stage == stage and step.address not in pending for step in bench.plan.steps),
+            "of": sum(step.stage == stage for step in bench.plan.steps),
+        }
+        for stage in (*RUN_STAGES, *COHORT_STAGES)
+    }
+    begun = {
+        test.where: {
+            "permutations": test.n_done,
+            "of": test.n_perm,
+            "alpha": ALPHA,
+            "threshold": _known(test.threshold.value),
+            "limits": [_known(test.threshold.lower), _known(test.threshold.upper)],
+            "level": LEVEL,
+            "last_range": test.last,
+        }
+        for test in find_running(bench.study.store, left)
+    }
+    return {"study": bench.study.study.name, "stages": stages, "tests_begun": begun, "left_out": _left_out(bench)}
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _left_out(bench: Workbench) -> dict[str, str]:
+    subjects = {f"sub-{subject}": reason for subject, reason in sorted(bench.plan.left_out.items())}
+    return subjects | excluded_runs(bench)
 
 
 def excluded_runs(bench: Workbench) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kconn import stages
+from kconn.cli import main
 from kconn.io import store
 from kconn.io.store import Address, Target
 from kconn.workbench import prepare, writing
@@ -77,6 +78,36 @@ def test_ingest__killed_between_rows_of_chunks_writes_only_the_rest(shell, tmp_p
     assert _digest(study) == _digest(whole)
 
 
+def test_contrast__killed_between_ranges_computes_only_the_rest(shell, tmp_path, monkeypatch, capsys):
+    for name, value in _SHORT_RANGES.items():
+        monkeypatch.setattr(name, value)
+    whole, study = tmp_path / "whole" / "study.toml", tmp_path / "killed" / "study.toml"
+    small_study(whole.parent, n_subjects_per_group=6, permutation={"n_perm": 800})
+    assert shell("run", whole, "--workers", "0").code == 0
+    _forget_contrast(whole)
+    shutil.copytree(whole.parent, study.parent)
+    undisturbed = shell(whole, function=f"{__name__}:test_one", patches=_SHORT_RANGES)
+    assert undisturbed.code == 0, undisturbed.err
+    assert not _ranges(whole)
+    finished = {}
+    for kill_at_call in (20, 12, 12):
+        ended = shell(study, function=f"{__name__}:test_one", kill_at_call=kill_at_call, patches=_SHORT_RANGES)
+        assert ended.code == -signal.SIGKILL, ended.err
+        now = _ranges(study)
+        assert finished.items() <= now.items()
+        assert len(finished) < len(now)
+        finished = now
+        status = _status(study, capsys)
+        assert 1 < status["permutations"] < status["of"] == 800
+        assert status["limits"][0] <= status["threshold"] <= (status["limits"][1] or np.inf)
+    ended = shell(study, function=f"{__name__}:test_one", patches=_SHORT_RANGES)
+    assert ended.code == 0
+    assert ended.n_calls < undisturbed.n_calls - 2 * len(finished)
+    assert not _ranges(study)
+    assert _status(study, capsys) is None
+    assert _digest(study) == _digest(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("n_workers", "n_kills"), [(0, 10), (2, 10)])
@@ -107,6 +138,8 @@ def test_run__killed_at_random_moments_goes_on_where_it_was(tmp_path, n_workers,
     assert len(set(counts)) > n_kills // 3
 
 
+_SHORT_RANGES = {"kconn.kernels.tasks.TASK_FLOPS": {"float64": 1e4, "float32": 1e4}}
+_CONTRAST = Address(path="contrasts/sim/corr/groups", step="test")
 _SMALL_ROWS = {"kconn.chunks.ROW_BYTES": 1000, "kconn.stages.run._STREAM_BYTES": 1}
 _ADDRESS = Address(path="sub-01/ses-1/run-1", step="ingest")
 _RUN = "sub-01/ses-pre/run-1"
@@ -125,6 +158,34 @@ def ingest_one(arguments):
     bench = prepare(arguments[0])
     with writing(bench):
         stages.run_job(bench.bind(bench.plan.steps[0]))
+
+
+def test_one(arguments):
+    """Run the contrast of a study; runs in a fork."""
+    bench = prepare(arguments[0])
+    (step,) = bench.pending()
+    with writing(bench):
+        stages.run_job(bench.bind(step))
+
+
+test_one.__test__ = False
+
+
+def _forget_contrast(study):
+    root = study.parent / "study.zarr"
+    shutil.rmtree(root / _CONTRAST.path / _CONTRAST.step)
+
+
+def _ranges(study):
+    """Return name -> inode and time of change of the finished ranges of the contrast."""
+    folder = study.parent / ".study.zarr.work" / "checkpoints"
+    return {path.name: _state(path) for path in folder.rglob("*.npz") if "-seen" not in path.name}
+
+
+def _status(study, capsys):
+    capsys.readouterr()
+    assert main(["status", str(study), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["tests_begun"].get(_CONTRAST.path)
 
 
 def _target(root, key):

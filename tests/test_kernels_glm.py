@@ -154,20 +154,25 @@ def test_tally__equals_a_refit_of_every_relabelling(design, values, contrast, re
     shuffling = plan_shuffling(np.arange(N_OBS) % 3, n_perm=80, seed=4)
     rows = glm.plan_pooled(partition, shuffling, regression)
     with single_thread():
-        found = tallies.tally(values, rows, shuffling.part(1, 80), "float64")
+        compared = glm.observe(values, partition).compared
+        found = tallies.tally(values, rows, shuffling.part(1, 80), compared, "float64")
     stat = np.array(
         [[refit(y, design, contrast, p, regression) for y in values.T[:6]] for p in shuffling.permutations[1:]]
     )
-    few = tallies.tally(values[:, :6], rows, shuffling.part(1, 80), "float64")
+    few = tallies.tally(values[:, :6], rows, shuffling.part(1, 80), compared[:6], "float64")
     rank, dof = partition.rank, partition.dof
-    np.testing.assert_allclose(glm.statistic_of_u(few.highest, rank=rank, dof=dof), stat.max(axis=1), rtol=1e-7)
+    highest = glm.statistic_of_u(few.highest, rank=rank, dof=dof) if rank == 1 else None
     observed = glm.observe(values[:, :6], partition).stat
-    np.testing.assert_array_equal(few.n_above, (stat >= observed).sum(axis=0))
-    np.testing.assert_array_equal(found.n_above[:6], few.n_above)
+    np.testing.assert_array_equal(few.counts[1], (stat >= observed).sum(axis=0))
+    np.testing.assert_array_equal(found.counts[:, :6], few.counts)
     if rank == 1:
-        np.testing.assert_allclose(glm.statistic_of_u(few.lowest, rank=rank, dof=dof), stat.min(axis=1), rtol=1e-7)
-        np.testing.assert_array_equal(few.n_below, (stat <= observed).sum(axis=0))
-        np.testing.assert_array_equal(few.n_beyond, (np.abs(stat) >= np.abs(observed)).sum(axis=0))
+        np.testing.assert_allclose(highest[0], np.abs(stat).max(axis=1), rtol=1e-7)
+        np.testing.assert_allclose(highest[1], stat.max(axis=1), rtol=1e-7)
+        np.testing.assert_allclose(highest[2], -stat.min(axis=1), rtol=1e-7)
+        np.testing.assert_array_equal(few.counts[2], (stat <= observed).sum(axis=0))
+        np.testing.assert_array_equal(few.counts[0], (np.abs(stat) >= np.abs(observed)).sum(axis=0))
+        return
+    np.testing.assert_allclose(glm.statistic_of_u(few.highest[1], rank=rank, dof=dof), stat.max(axis=1), rtol=1e-7)
 
 
 def test_plan_pooled__leaves_out_what_no_relabelling_changes(design):
@@ -186,22 +191,26 @@ def test_tally__bits_do_not_depend_on_the_cut(design, dtype):
     rows = glm.plan_pooled(partition, shuffling, "freedman-lane")
     n_block = tallies.plan_permutation_block(rows.n_row)
     with single_thread():
-        whole = tallies.tally(values, rows, shuffling.part(1, 400), dtype)
+        compared = tallies.observe_blocks(values, rows).compared
+        whole = tallies.tally(values, rows, shuffling.part(1, 400), compared, dtype)
         cut = [
-            tallies.tally(
-                values[:, first : first + tallies.FEATURE_BLOCK],
-                rows,
-                shuffling.part(1 + start, min(1 + start + n_block, 400)),
-                dtype,
+            tallies.join_features(
+                [
+                    tallies.tally(
+                        values[:, first : first + tallies.FEATURE_BLOCK],
+                        rows,
+                        shuffling.part(1 + start, min(1 + start + n_block, 400)),
+                        compared[first : first + tallies.FEATURE_BLOCK],
+                        dtype,
+                    )
+                    for first in range(0, values.shape[1], tallies.FEATURE_BLOCK)
+                ]
             )
             for start in range(0, 399, n_block)
-            for first in range(0, values.shape[1], tallies.FEATURE_BLOCK)
         ]
-    parts = [cut[i : i + 3] for i in range(0, len(cut), 3)]
-    highest = np.concatenate([np.max([tally.highest for tally in row], axis=0) for row in parts])
-    above = np.sum([np.concatenate([tally.n_above for tally in row]) for row in parts], axis=0)
-    np.testing.assert_array_equal(highest, whole.highest)
-    np.testing.assert_array_equal(above, whole.n_above)
+    joined = tallies.join_ranges(cut)
+    np.testing.assert_array_equal(joined.highest, whole.highest)
+    np.testing.assert_array_equal(joined.counts, whole.counts)
 
 
 def test_plan_features__whole_blocks_within_the_budget():
@@ -216,14 +225,38 @@ def test_plan_features__whole_blocks_within_the_budget():
         tasks.plan_features(problem, max_mem=2**20)
 
 
-@pytest.mark.parametrize(("n_feature", "n_thread"), [(14706, 2), (14706, 1), (100, 2), (200_000, 4)])
-def test_plan_permutations__tasks_are_long_enough(n_feature, n_thread):
-    problem = tasks.Problem(n_obs=101, n_feature=n_feature, n_perm=5000, n_row=3, dtype="float64")
-    ranges = tasks.plan_permutations(problem, n_part=1, n_thread=n_thread, max_mem=2**30)
-    assert ranges[0][0] == 1
-    assert ranges[-1][1] == 5000
+@pytest.mark.parametrize(
+    ("n_obs", "n_feature", "n_perm", "n_range"),
+    [
+        (101, 14_706, 5000, 4),
+        (101, 14_706, 50_000, 52),
+        (101, 100, 5000, 1),
+        (101, 200_000, 50_000, 64),
+        (1000, 1_000_000, 5000, 12),
+        (10, 100, 2, 1),
+    ],
+)
+def test_plan_ranges__follow_from_the_problem_alone(n_obs, n_feature, n_perm, n_range):
+    problem = tasks.Problem(n_obs=n_obs, n_feature=n_feature, n_perm=n_perm, n_row=3, dtype="float64")
+    ranges = tasks.plan_ranges(problem)
+    assert len(ranges) == n_range
+    assert (ranges[0][0], ranges[-1][1]) == (1, n_perm)
     assert all(left[1] == right[0] for left, right in pairwise(ranges))
-    n_block = tallies.plan_permutation_block(3)
-    assert all((start - 1) % n_block == 0 for start, _ in ranges)
-    if len(ranges) > 1:
-        assert problem.flops / len(ranges) >= 0.7 * tasks.TASK_FLOPS["float64"]
+    assert all((start - 1) % tallies.plan_permutation_block(3) == 0 for start, _ in ranges)
+
+
+@pytest.mark.parametrize("n_thread", [1, 2, 4, 64])
+@pytest.mark.parametrize(("n_feature", "n_perm"), [(14_706, 5000), (14_706, 500_000), (100, 5000), (200_000, 50_000)])
+def test_split_range__tasks_are_long_enough_and_not_too_long(n_feature, n_perm, n_thread):
+    problem = tasks.Problem(n_obs=101, n_feature=n_feature, n_perm=n_perm, n_row=3, dtype="float64")
+    ranges = tasks.plan_ranges(problem)
+    n_task = -(-tasks.TASKS_PER_THREAD * n_thread // len(ranges))
+    unit = tasks.TASK_FLOPS["float64"]
+    for one in ranges:
+        parts = tasks.split_range(one, problem, n_part=1, n_task=n_task, max_mem=2**30)
+        assert (parts[0][0], parts[-1][1]) == one
+        assert all(left[1] == right[0] for left, right in pairwise(parts))
+        flops = [problem.flops * (stop - start) / problem.n_perm for start, stop in parts]
+        assert max(flops) <= 1.1 * unit * tasks.MAX_TASK_FACTOR
+        if problem.flops > unit:
+            assert min(flops[:-1], default=flops[0]) >= 0.85 * unit

@@ -131,6 +131,11 @@ def work_folder(root: Path) -> Path:
     return root.with_name(f".{root.name}.work")
 
 
+def checkpoints_folder(root: Path) -> Path:
+    """Return the folder for the finished parts of steps that are not finished."""
+    return work_folder(root) / "checkpoints"
+
+
 def group_path(root: Path, address: Address, key: str) -> Path:
     """Return the folder of a sealed group."""
     return root / address.path / address.step / key
@@ -280,6 +285,7 @@ def digest_store(root: Path) -> str:
 def remove_superseded(root: Path) -> int:
     """Remove leftovers of killed runs and sealed groups that are no longer current; return how many groups went."""
     shutil.rmtree(_staging(root), ignore_errors=True)
+    shutil.rmtree(checkpoints_folder(root), ignore_errors=True)
     removed = 0
     for folder, address in _walk(root)[0].items():
         for stray in folder.glob(".*.partial"):

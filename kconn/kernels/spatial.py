@@ -13,12 +13,11 @@ from kconn.kernels import clusters
 from kconn.kernels.clusters import Graph, Network, Tfce
 from kconn.kernels.glm import Engine
 from kconn.kernels.permutation import Relabelling
-from kconn.kernels.tallies import TIE_RTOL, build_operands, iterate_blocks
+from kconn.kernels.tallies import TAILS, TIE_RTOL, Tally, build_operands, iterate_blocks
 
 Array = npt.NDArray[np.floating]
 FloatArray = npt.NDArray[np.float64]
 
-TAILS: Final = ("two-sided", "greater", "less")
 #: Operations per feature and map, beside the product, of each statistic: what its tasks are sized by.
 COST: Final = {"extent": 300.0, "mass": 600.0, "tfce": 10_000.0}
 
@@ -169,14 +168,6 @@ class Enhancement:
         return np.flatnonzero(compared >= self._least(engine)[0] + slack)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapTally:
-    """What a range of relabellings found: ``highest (n_tail, n_perm)`` and ``counts (n_tail, n_feature)``."""
-
-    highest: FloatArray
-    counts: npt.NDArray[np.int64]
-
-
 def limits(observed: FloatArray, dtype: str) -> FloatArray:
     """Return where a relabelled value counts as at least the observed one, ties included."""
     return np.asarray(observed - TIE_RTOL[dtype] * np.maximum(np.abs(observed), 1))
@@ -187,10 +178,27 @@ def fill(compared: FloatArray) -> FloatArray:
     return np.nan_to_num(compared, nan=0.0)
 
 
-def tally_maps(
-    values: Array, engine: Engine, enhancement: Enhancement, part: Relabelling, observed: FloatArray, dtype: str
-) -> MapTally:
-    """Compare the enhanced maps of some relabellings with the observed ones, ``(n_tail, n_feature)``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedMaps:
+    """The identity's maps: ``compared (n_feature,)``, NaN where a feature is not tested, and what is made of it.
+
+    ``enhancement`` is how, with its steps; ``enhanced`` is ``(n_tail, n_feature)``.
+    """
+
+    compared: FloatArray
+    enhancement: Enhancement
+    enhanced: FloatArray
+
+
+def observe_maps(compared: FloatArray, engine: Engine, enhancement: Enhancement) -> ObservedMaps:
+    """Return what an enhancement makes of the observed statistic ``(n_feature,)``."""
+    filled = fill(compared)
+    own = enhancement.fixed(filled, engine)
+    return ObservedMaps(compared=compared, enhancement=own, enhanced=own.sides(filled, engine))
+
+
+def tally_maps(values: Array, engine: Engine, part: Relabelling, observed: ObservedMaps, dtype: str) -> Tally:
+    """Compare the enhanced maps of some relabellings with the observed ones.
 
     Parameters
     ----------
@@ -198,21 +206,19 @@ def tally_maps(
         ``(n_obs, n_feature)``, all features.
     engine, part, dtype
         As in `kconn.kernels.tallies.tally`.
-    enhancement
-        What is made of each map.
     observed
-        The statistic of the identity.
+        The maps of the identity, and what is made of each map.
     """
-    blocks = [(features, e) for features, _, e in iterate_blocks(values, engine, dtype)]
-    bounds = limits(observed, dtype)
+    blocks = list(iterate_blocks(values, engine, observed.compared, dtype))
+    bounds = limits(observed.enhanced, dtype)
     highest = []
-    counts = np.zeros(observed.shape, dtype=np.int64)
+    counts = np.zeros(bounds.shape, dtype=np.int64)
     for rows in build_operands(engine, part, dtype):
         compared = np.zeros((rows.shape[1], values.shape[1]))
         for features, e in blocks:
             compared[:, features] = engine.compare(rows, e)
         for one in compared:
-            found = enhancement.sides(one, engine)
+            found = observed.enhancement.sides(one, engine)
             highest.append(found.max(axis=1))
             counts += found >= bounds
-    return MapTally(highest=np.stack(highest, axis=1), counts=counts)
+    return Tally(highest=np.stack(highest, axis=1), counts=counts)

@@ -6,7 +6,7 @@ whichever call makes it. Call these functions with BLAS on one thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ Array = npt.NDArray[np.floating]
 FloatArray = npt.NDArray[np.float64]
 CountArray = npt.NDArray[np.int64]
 
+TAILS: Final = ("two-sided", "greater", "less")
 #: Features computed together: the canonical grid of every test. A task holds whole blocks, whatever its size.
 FEATURE_BLOCK: Final = 1024
 #: Rows of one product, relabellings by rows each: keeps the product in a core's second-level cache.
@@ -41,21 +42,33 @@ def observe_blocks(values: Array, engine: Engine) -> Observed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """What a range of relabellings found for a range of features.
+    """What a range of relabellings found for a range of features, one row for each of `TAILS`.
 
-    ``highest`` and ``lowest (n_perm,)``: extremes of the compared statistic over the features; ``n_above``,
-    ``n_below``, ``n_beyond (n_feature,)``: how many relabellings were at least, at most or, in size, at least the
-    observed one.
+    ``highest (n_tail, n_perm)``: the extreme of the compared statistic over the features, turned so that larger is more
+    extreme; ``counts (n_tail, n_feature)``: how many relabellings were at least as extreme as the observed one.
     """
 
     highest: FloatArray
-    lowest: FloatArray
-    n_above: CountArray
-    n_below: CountArray
-    n_beyond: CountArray
+    counts: CountArray
 
 
-def tally(values: Array, engine: Engine, part: Relabelling, dtype: str) -> Tally:
+def join_features(parts: Sequence[Tally]) -> Tally:
+    """Return what the same relabellings found for ranges of features side by side."""
+    return Tally(
+        highest=np.max([part.highest for part in parts], axis=0),
+        counts=np.concatenate([part.counts for part in parts], axis=1),
+    )
+
+
+def join_ranges(parts: Sequence[Tally]) -> Tally:
+    """Return what ranges of relabellings, one after the other, found for the same features."""
+    return Tally(
+        highest=np.concatenate([part.highest for part in parts], axis=1),
+        counts=np.sum([part.counts for part in parts], axis=0),
+    )
+
+
+def tally(values: Array, engine: Engine, part: Relabelling, compared: FloatArray, dtype: str) -> Tally:
     """Compare some relabellings with the observed statistic.
 
     Parameters
@@ -67,15 +80,17 @@ def tally(values: Array, engine: Engine, part: Relabelling, dtype: str) -> Tally
     part
         Rows of the table from 1 plus a multiple of `plan_permutation_block` on. Row 0, the identity, is the observed
         data and is not computed again.
+    compared
+        ``(n_feature,)``, the observed statistic on the compared scale, NaN where a feature is not tested.
     dtype
         ``"float64"`` or ``"float32"``: precision of the product. The observed statistic is always float64.
     """
     operands = build_operands(engine, part, dtype)
     n_perm, n_feature = len(part.permutations), values.shape[1]
     highest, lowest = np.full(n_perm, -np.inf), np.full(n_perm, np.inf)
-    totals = np.zeros((3, n_feature), dtype=np.int64)
-    for features, observed, e in iterate_blocks(values, engine, dtype):
-        limits = engine.limits(observed, TIE_RTOL[dtype]).cast(dtype)
+    totals = np.zeros((len(TAILS), n_feature), dtype=np.int64)
+    for features, e in iterate_blocks(values, engine, compared, dtype):
+        limits = engine.limits(compared[features], TIE_RTOL[dtype]).cast(dtype)
         counts = np.zeros((3, features.size), dtype=np.int32)
         i_perm = 0
         for rows in operands:
@@ -84,8 +99,9 @@ def tally(values: Array, engine: Engine, part: Relabelling, dtype: str) -> Tally
             np.maximum(highest[here], high, out=highest[here])
             np.minimum(lowest[here], low, out=lowest[here])
             i_perm += rows.shape[1]
-        totals[:, features] += counts
-    return Tally(highest=highest, lowest=lowest, n_above=totals[0], n_below=totals[1], n_beyond=totals[2])
+        above, below, beyond = counts
+        totals[:, features] = beyond, above, below
+    return Tally(highest=np.stack([np.maximum(highest, -lowest), highest, -lowest]), counts=totals)
 
 
 def build_operands(engine: Engine, part: Relabelling, dtype: str) -> list[Array]:
@@ -102,13 +118,11 @@ def build_operands(engine: Engine, part: Relabelling, dtype: str) -> list[Array]
 
 
 def iterate_blocks(
-    values: Array, engine: Engine, dtype: str
-) -> Iterator[tuple[npt.NDArray[np.intp], FloatArray, Array]]:
-    """Yield positions, observed values and prepared data of the tested features, one canonical block at a time."""
+    values: Array, engine: Engine, compared: FloatArray, dtype: str
+) -> Iterator[tuple[npt.NDArray[np.intp], Array]]:
+    """Yield positions and prepared data of the tested features, one canonical block at a time."""
     for first in range(0, values.shape[1], FEATURE_BLOCK):
-        data = np.ascontiguousarray(values[:, first : first + FEATURE_BLOCK], dtype=np.float64)
-        seen = engine.observe(data)
-        kept = np.flatnonzero(seen.excluded == 0)
+        kept = np.flatnonzero(~np.isnan(compared[first : first + FEATURE_BLOCK]))
         if kept.size:
-            e = engine.prepare(np.ascontiguousarray(data[:, kept])).astype(dtype)
-            yield first + kept, seen.compared[kept], e
+            block = np.asarray(values[:, first : first + FEATURE_BLOCK], dtype=np.float64)
+            yield first + kept, engine.prepare(np.ascontiguousarray(block[:, kept])).astype(dtype)

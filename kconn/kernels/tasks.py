@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from kconn.errors import ResourceError
@@ -16,6 +17,10 @@ TASK_FLOPS: Final = {"float64": 8e9, "float32": 16e9}
 MAX_TASK_FACTOR: Final = 25
 #: Tasks per worker thread that even out unequal speeds.
 TASKS_PER_THREAD: Final = 4
+#: Data of one task, in float64, that ranges of relabellings are sized for.
+PART_BYTES: Final = 32 << 20
+#: Ranges of relabellings of a test: a kill costs about this part of the work.
+MAX_RANGES: Final = 64
 ITEMSIZE: Final = 8
 
 
@@ -76,21 +81,38 @@ def check_memory(problem: Problem, *, max_mem: int) -> None:
         )
 
 
-def plan_permutations(problem: Problem, *, n_part: int, n_thread: int, max_mem: int) -> list[Range]:
-    """Return the ranges of the table (row 0, the identity, left out) that each feature range is tested against."""
-    n_row = problem.n_perm - 1
+def plan_ranges(problem: Problem) -> list[Range]:
+    """Return the ranges of the table (row 0, the identity, left out) that are finished, and kept, as wholes.
+
+    They follow from the problem alone, so that any number of workers can go on with what others have begun. A range
+    keeps a task of `PART_BYTES` of data busy for 0.2 seconds or more; there are at most `MAX_RANGES`, a number that 1,
+    2 and 4 workers can share.
+    """
+    n_block = -(-(problem.n_perm - 1) // plan_permutation_block(problem.n_row))
+    width = problem.n_feature
+    if not problem.extra:
+        width = min(width, max(FEATURE_BLOCK, PART_BYTES // (ITEMSIZE * problem.n_obs)))
+    most = int(problem.flops * width / problem.n_feature / TASK_FLOPS[problem.dtype])
+    n_range = max(1, min(most, MAX_RANGES, n_block))
+    n_range -= n_range % (4 if n_range > 4 else 2 if n_range > 2 else 1)
+    size = plan_permutation_block(problem.n_row)
+    ends = [min(size * (n_block * i // n_range), problem.n_perm - 1) for i in range(n_range + 1)]
+    return [(1 + start, 1 + stop) for start, stop in pairwise(ends)]
+
+
+def split_range(part: Range, problem: Problem, *, n_part: int, n_task: int, max_mem: int) -> list[Range]:
+    """Return the ranges that tasks take, of those rows and one of ``n_part`` feature ranges.
+
+    ``n_task`` is wanted, and made if each is still long enough; more are made where tasks would be too long or large.
+    """
+    n_row = part[1] - part[0]
     n_block = plan_permutation_block(problem.n_row)
-    unit = TASK_FLOPS[problem.dtype]
-    most = max(1, int(problem.flops / unit))
-    wanted = max(TASKS_PER_THREAD * n_thread, int(problem.flops / (unit * MAX_TASK_FACTOR)))
-    n_task = min(most, wanted)
-    if n_task > n_thread:
-        n_task -= n_task % n_thread
-    size = -(-n_row // max(1, n_task // n_part))
+    units = problem.flops * n_row / (problem.n_perm - 1) / n_part / TASK_FLOPS[problem.dtype]
+    n_task = max(1, min(n_task, int(units)), -int(-units // MAX_TASK_FACTOR))
     fits = max(n_block, (max_mem // 4) // (problem.n_row * problem.n_obs * ITEMSIZE))
-    size = min(size, fits)
+    size = min(-(-n_row // n_task), fits)
     size = max(n_block, -(-size // n_block) * n_block)
-    return [(1 + start, 1 + stop) for start, stop in _cut(n_row, size)]
+    return [(part[0] + start, part[0] + stop) for start, stop in _cut(n_row, size)]
 
 
 def _cut(n: int, size: int) -> list[Range]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from kconn.io import cubes, store
+from kconn.io import checkpoints, cubes, store
 from kconn.io.store import Address, Target
 from kconn.plan import Step
 from kconn.versions import software_versions
@@ -57,8 +57,9 @@ class Job:
         return cubes.open_group(self.root, address)
 
     def publish(self, ds: xr.Dataset) -> None:
-        """Write the result and make it current."""
+        """Write the result, make it current, and drop what was kept of it before it was whole."""
         cubes.write_dataset(self.target, ds)
+        checkpoints.remove_step(self.root, self.step.address)
 
     def is_published(self) -> bool:
         """Return whether the result is there, making an earlier one of the same key current if need be."""

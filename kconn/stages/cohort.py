@@ -15,6 +15,7 @@ from kconn.errors import InputError
 from kconn.inference import permutation_test
 from kconn.io import tables
 from kconn.stages.binding import Job, exclusion
+from kconn.stages.running import bind_checkpoint
 
 #: Columns of the quality table that are numbers of a denoised run.
 _NUMBERS: Final = (
@@ -119,6 +120,7 @@ def run_contrast(job: Job, data: xr.DataArray, *, without_runs: Sequence[str]) -
         seed=params["seed"],
         alternative=params["alternative"],
         sign_flip=test.sign_flip,
+        checkpoint=bind_checkpoint(job.root, job.step),
     )
     left_out = dict.fromkeys(without_runs, "every run was left out") | test.left_out
     result = (

@@ -1,0 +1,82 @@
+"""How far the test of a contrast is that is going on, or was interrupted: read from its checkpoint, by any process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from kconn.checkpoint import SEEN, Checkpoint
+from kconn.io import checkpoints
+from kconn.kernels.tallies import TAILS
+from kconn.kernels.thresholds import Threshold, estimate_threshold
+from kconn.plan import Step
+
+#: Family-wise error rate of the threshold that is shown, and coverage of its limits.
+ALPHA: Final = 0.05
+LEVEL: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A contrast whose result is not there yet.
+
+    Attributes
+    ----------
+    where
+        The contrast.
+    n_done, n_perm
+        Relabellings finished and in all, the identity counted as one.
+    threshold
+        What a statistic must reach for a corrected p of at most `ALPHA`, after those that are finished.
+    last
+        When the last range was finished, in seconds since 1970.
+    """
+
+    where: str
+    n_done: int
+    n_perm: int
+    threshold: Threshold
+    last: float
+
+    def __str__(self) -> str:
+        """``6,000 of 50,000 permutations; corrected p <= 0.05 from 4.41 on (4.37 to 4.46)``."""
+        at = self.threshold
+        seen = "" if np.isnan(at.value) else f"; corrected p <= {ALPHA} from {at.value:.3g} on"
+        limits = f" ({at.lower:.3g} to {at.upper:.3g})" if seen and np.isfinite([at.lower, at.upper]).all() else ""
+        return f"{self.n_done:,} of {self.n_perm:,} permutations{seen}{limits}"
+
+
+def bind_checkpoint(root: Path, step: Step) -> Checkpoint:
+    """Return the checkpoint of a step."""
+    folder = checkpoints.step_folder(root, step.address, step.key)
+    return Checkpoint(load=partial(checkpoints.load_arrays, folder), save=partial(checkpoints.save_arrays, folder))
+
+
+def find_running(root: Path, steps: Iterable[Step]) -> Iterator[Running]:
+    """Yield the tests among unpublished steps that have finished a range of relabellings."""
+    for step in steps:
+        running = _read_running(root, step)
+        if running is not None:
+            yield running
+
+
+def _read_running(root: Path, step: Step) -> Running | None:
+    folder = checkpoints.step_folder(root, step.address, step.key)
+    names = {name: at for name, at in checkpoints.list_names(folder).items() if name.endswith(SEEN)}
+    kept = [arrays for arrays in (checkpoints.load_arrays(folder, name) for name in names) if arrays is not None]
+    if not kept:
+        return None
+    i_tail = TAILS.index(step.params["alternative"])
+    max_stat = np.concatenate([kept[0]["identity"][[i_tail]], *(arrays["max_stat"][i_tail] for arrays in kept)])
+    return Running(
+        where=step.where,
+        n_done=max_stat.size,
+        n_perm=int(kept[0]["n_perm"]),
+        threshold=estimate_threshold(max_stat, alpha=ALPHA, level=LEVEL),
+        last=max(names.values()),
+    )
