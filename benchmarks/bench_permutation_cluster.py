@@ -1,4 +1,4 @@
-"""101 observations x 14,706 edges, 50,000 permutations: two worker processes of a cluster against threads of one process.
+"""101 observations x 14,706 edges, 50,000 permutations: workers of a cluster against threads of one process.
 
 ``python -m benchmarks.bench_permutation_cluster`` prints one JSON line per precision. Both sides have as many threads;
 they are taken in turn, and each call on the cluster ships the data anew.
