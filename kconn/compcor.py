@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -20,7 +21,13 @@ Array = npt.NDArray[np.float64]
 
 
 def estimate_compcor(
-    ds: xr.Dataset, region: xr.DataArray, *, n_component: int, high_pass: float | None, prefix: str
+    ds: xr.Dataset,
+    region: xr.DataArray,
+    *,
+    n_component: int | None,
+    high_pass: float | None,
+    prefix: str,
+    variance: float | None = None,
 ) -> xr.Dataset:
     """Add the leading principal components of a noise region to `confounds`.
 
@@ -36,17 +43,20 @@ def estimate_compcor(
     region
         ``(voxel)`` True inside, in memory; an eroded mask of white matter or CSF.
     n_component
-        How many. Five per region is common.
+        How many. Five per region is common. None: as many as ``variance`` needs.
     high_pass
         Hz. None removes mean and line alone.
     prefix
         ``"w"`` for white matter, ``"c"`` for CSF, ``"a"`` for both: the columns are ``w_comp_cor_00``, ...
+    variance
+        Instead of ``n_component``: the share of the variance of the region that they explain together. fMRIPrep's
+        is 0.5.
 
     Returns
     -------
     ds
         With the columns added to `confounds`, orthonormal over the kept frames and NaN at dropped ones. Nothing is
-        computed for lazy input.
+        computed for lazy input, unless ``variance`` is given: how many columns there are is then known only after.
 
     Raises
     ------
@@ -62,15 +72,16 @@ def estimate_compcor(
     """
     schema.validate(ds, "bold")
     inside = _check_region(region, ds)
-    if prefix not in ("a", "c", "w") or n_component < 1:
+    by_count = n_component is not None and variance is None and n_component >= 1
+    by_share = n_component is None and variance is not None and 0 < variance <= 1
+    if prefix not in ("a", "c", "w") or not (by_count or by_share):
         raise SchemaError(
             "E-ARGUMENT",
-            f"prefix = {prefix!r}, n_component = {n_component}",
+            f"prefix = {prefix!r}, n_component = {n_component}, variance = {variance}",
             where=place(ds),
-            rule="prefix is 'a', 'c' or 'w', n_component at least 1",
+            rule="prefix is 'a', 'c' or 'w'; n_component is at least 1, or variance above 0 and at most 1",
         )
-    choices = _Choices(band=_pass_band(ds, high_pass), n_component=n_component, where=place(ds))
-    names = [f"{prefix}_comp_cor_{i:02d}" for i in range(n_component)]
+    choices = _Choices(band=_pass_band(ds, high_pass), n_component=n_component, variance=variance, where=place(ds))
 
     mask = sample_mask(ds)
     block = plan_voxel_blocks(int(inside.sum()), ds.sizes["time"])
@@ -83,13 +94,20 @@ def estimate_compcor(
         dtype=np.float64, meta=np.empty((0, 0, 0)),
     )  # fmt: skip
     # One task adds the blocks in their order, so that the bits do not depend on who made them.
-    made = da.blockwise(
-        _components, "ik", sums.rechunk({0: n_block}), "bij", frames, "i",
-        choices=choices, new_axes={"k": n_component}, concatenate=True, dtype=np.float64, meta=np.empty((0, 0)),
-    )  # fmt: skip
+    sums = sums.rechunk({0: n_block})
     lazy = ds["bold"].chunks is not None or mask.chunks is not None
+    if n_component is None:
+        scheduler = None if lazy else "synchronous"
+        made: Any = _components(sums.compute(scheduler=scheduler), frames.compute(scheduler=scheduler), choices=choices)
+    else:
+        made = da.blockwise(
+            _components, "ik", sums, "bij", frames, "i",
+            choices=choices, new_axes={"k": n_component}, concatenate=True, dtype=np.float64, meta=np.empty((0, 0)),
+        )  # fmt: skip
+        made = made if lazy else made.compute(scheduler="synchronous")
+    names = [f"{prefix}_comp_cor_{i:02d}" for i in range(made.shape[1])]
     columns = xr.DataArray(
-        made if lazy else made.compute(scheduler="synchronous"),
+        made,
         dims=("time", "confound"),
         coords={"confound": names, **({"time": ds["time"]} if "time" in ds.coords else {})},
     )
@@ -101,7 +119,8 @@ class _Choices:
     """What the tasks need to know."""
 
     band: tuple[int, int]
-    n_component: int
+    n_component: int | None
+    variance: float | None
     where: str
 
 
@@ -133,16 +152,22 @@ def _pass_band(ds: xr.Dataset, high_pass: float | None) -> tuple[int, int]:
 
 
 def _append(ds: xr.Dataset, columns: xr.DataArray) -> xr.Dataset:
+    made_here = {"made_here": columns["confound"].to_numpy().tolist()}
     if "confounds" not in ds:
-        return ds.assign(confounds=columns)
+        return ds.assign(confounds=columns.assign_attrs(made_here))
     present = ds["confounds"]
+    made_here = {"made_here": [*present.attrs.get("made_here", ()), *made_here["made_here"]]}
     doubled = sorted(set(columns["confound"].to_numpy().tolist()) & set(present["confound"].to_numpy().tolist()))
     if doubled:
         raise SchemaError(
             "E-ARGUMENT", f"`confounds` has {doubled} already", where=place(ds), fix="choose another prefix"
         )
     joined = xr.concat([present, columns.astype(present.dtype)], dim="confound", coords="minimal", compat="override")
-    return ds.drop_vars("confounds").drop_dims("confound", errors="ignore").assign(confounds=joined)
+    return (
+        ds.drop_vars("confounds")
+        .drop_dims("confound", errors="ignore")
+        .assign(confounds=joined.assign_attrs({**present.attrs, **made_here}))
+    )
 
 
 def _fit(mask: npt.NDArray[np.bool_], choices: _Choices) -> Projection:
@@ -159,7 +184,9 @@ def _gram(block: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_], *, choic
 
 def _components(sums: Array, mask: npt.NDArray[np.bool_], *, choices: _Choices) -> Array:
     try:
-        made, _ = compcor.components(sums.sum(axis=0), np.flatnonzero(mask), n_component=choices.n_component)
+        made, _ = compcor.components(
+            sums.sum(axis=0), np.flatnonzero(mask), n_component=choices.n_component, variance=choices.variance
+        )
     except InputError as error:
         raise error.at(choices.where) from None
     return made

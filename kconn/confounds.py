@@ -133,6 +133,14 @@ class Strategy:
     components: Removal = "none"
     spikes: Spikes = "none"
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Strategy:
+        """Return the strategy that plain data describe."""
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**given)
+
     @property
     def needs_table(self) -> bool:
         """Whether it asks for anything that stands in a confound table."""
@@ -190,29 +198,37 @@ class Header:
         CompCor column -> its region and the share of variance explained up to it, where a sidecar says so.
     noise_components
         Numbers of the ICA components that are noise; None where no list is there.
+    made_here
+        CompCor columns that were computed here, with the high-pass of denoising: they need no cosines of the table.
     """
 
     names: tuple[str, ...]
     compcor: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     noise_components: tuple[int, ...] | None = None
+    made_here: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, names: Sequence[str], attrs: Mapping[str, Any]) -> Header:
         """Return the header of a table whose attrs hold what `attrs` returns."""
-        compcor = {name: (str(region), float(share)) for name, (region, share) in attrs.get("compcor", {}).items()}
         noise = attrs.get("noise_components")
         return cls(
-            names=tuple(names), compcor=compcor, noise_components=None if noise is None else tuple(map(int, noise))
+            names=tuple(names),
+            compcor={name: (str(region), float(share)) for name, (region, share) in attrs.get("compcor", {}).items()},
+            noise_components=None if noise is None else tuple(map(int, noise)),
+            made_here=tuple(map(str, attrs.get("made_here", ()))),
         )
 
     @property
     def attrs(self) -> dict[str, Any]:
         """What is not a name, as plain data."""
-        compcor = {name: list(entry) for name, entry in self.compcor.items()}
-        noise = None if self.noise_components is None else list(self.noise_components)
-        return {
-            key: value for key, value in (("compcor", compcor), ("noise_components", noise)) if value or value == []
-        }
+        out: dict[str, Any] = {}
+        if self.compcor:
+            out["compcor"] = {name: list(entry) for name, entry in self.compcor.items()}
+        if self.noise_components is not None:
+            out["noise_components"] = list(self.noise_components)
+        if self.made_here:
+            out["made_here"] = list(self.made_here)
+        return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,8 +255,8 @@ class Selection:
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
-        """Everything that is read from the table."""
-        return self.terms + self.signal + self.noise
+        """Everything that is read from the table: what leaves first, the signal components last."""
+        return self.terms + self.noise + self.signal
 
 
 def find_strategy(confounds: Confounds) -> Strategy:
@@ -285,7 +301,7 @@ def select(header: Header, confounds: Confounds, *, has_high_pass: bool, where: 
         terms, signal, noise = terms + noise, (), ()
     terms = tuple({term.name: term for term in terms}.values())
     return Selection(
-        terms=add_cosines(terms, header.names, has_high_pass=has_high_pass, where=where),
+        terms=add_cosines(terms, header.names, made_here=header.made_here, has_high_pass=has_high_pass, where=where),
         signal=signal,
         noise=noise,
         components=strategy.components,
@@ -318,6 +334,8 @@ def _choose_components(header: Header, region: Region, strategy: Strategy, *, wh
     names = [name for name in header.names if _region_of(name, header) == region]
     if not names:
         _refuse(f"{region}_comp_cor_00", header.names, where)
+    if made := [name for name in names if name in header.made_here]:
+        return made
     if strategy.variance is None:
         return names[: strategy.n_component]
     if unknown := [name for name in names if name not in header.compcor]:
@@ -418,7 +436,12 @@ def select_terms(columns: Sequence[str], confounds: str | Sequence[str] | None, 
 
 
 def add_cosines(
-    terms: tuple[Term, ...], columns: Sequence[str], *, has_high_pass: bool, where: str = ""
+    terms: tuple[Term, ...],
+    columns: Sequence[str],
+    *,
+    has_high_pass: bool,
+    made_here: Sequence[str] = (),
+    where: str = "",
 ) -> tuple[Term, ...]:
     """Return ``terms``, with the cosine columns of the table beside any CompCor component.
 
@@ -433,6 +456,8 @@ def add_cosines(
         Names of the columns of the table.
     has_high_pass
         Whether denoising removes slow drifts anyway, so that a table without cosines will do.
+    made_here
+        Components that were computed here and need no cosines.
     where
         Place for error messages.
 
@@ -446,7 +471,7 @@ def add_cosines(
     Behzadi Y et al. (2007). A component based noise correction method (CompCor) for BOLD and perfusion based fMRI.
     https://doi.org/10.1016/j.neuroimage.2007.04.042
     """
-    components = [term.name for term in terms if _COMPONENT.fullmatch(term.source)]
+    components = [term.name for term in terms if _COMPONENT.fullmatch(term.source) and term.source not in made_here]
     if not components:
         return terms
     cosines = [Term(name=name, source=name) for name in columns if _COSINE.fullmatch(name)]

@@ -28,7 +28,9 @@ from kconn.workbench import Workbench
 _TASK: Final = "rest"
 #: Quality columns that count something.
 _COUNTS: Final = ("n_frames", "n_kept", "n_regressors", "df_left", "n_constant")
-_RUN_ROLES: Final = frozenset({"bold", "timeseries", "mask", "confounds", "sidecar", "fd"})
+_RUN_ROLES: Final = frozenset(
+    {"bold", "timeseries", "mask", "confounds", "confounds_sidecar", "sidecar", "fd", "mixing", "noise"}
+)
 #: Bytes of a denoised series that are in memory at once.
 _SLAB_BYTES: Final = 256 * MIB
 
@@ -162,10 +164,12 @@ def _source_name(bench: Workbench, role: str, path: str, where: str) -> str:
     A file found by a pattern is named by the pattern, since the part behind a wildcard may identify a person.
     """
     inputs = bench.study.inputs
-    if role not in _RUN_ROLES:
+    patterns = bench.study.patterns
+    if role not in _RUN_ROLES and role not in patterns:
         return Path(path).name
-    patterns = {"mask": inputs.mask_pattern, "confounds": inputs.confounds_pattern, "fd": inputs.fd_pattern}
     pattern = patterns.get(role, inputs.pattern)
+    if role == "confounds_sidecar" and "confounds" in patterns:
+        pattern = str(Path(patterns["confounds"]).with_suffix(".json"))
     if pattern is None:
         folder = bench.study.folder
         return Path(os.path.relpath(folder / path, (folder / inputs.root).resolve())).as_posix()

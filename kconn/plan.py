@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from kconn.chunks import BLOCK_BYTES, MIB, ROW_BYTES
@@ -124,6 +124,7 @@ class _Builder:
         self.study = study
         self.survey = survey
         paths = {path for facts in survey.runs for path in facts.files.values()}
+        paths |= {path for facts in survey.runs for path in facts.regions.values()}
         paths |= {path for nodes in study.nodes.values() for path in nodes.files().values()}
         paths |= set(self._tables().values())
         memory = None if rehash else work_folder(study.store)
@@ -167,6 +168,8 @@ class _Builder:
         params: dict[str, Any] = {"layout": inputs.layout, "t_r": inputs.t_r, "space": facts.space}
         if inputs.layout == "tables":
             params |= {"orientation": inputs.orientation, "has_header": inputs.has_header}
+        if self.study.regressors:
+            params["regressors"] = {name: asdict(table.form) for name, table in self.study.regressors.items()}
         estimate = Estimate(
             bytes_read=facts.n_bytes,
             bytes_written=facts.n_voxel * facts.n_time * facts.itemsize,
@@ -176,13 +179,25 @@ class _Builder:
 
     def _denoise(self, facts: RunFacts, ingest: Step) -> Step:
         params = {**self.study.denoise.model_dump(mode="json"), **self.study.quality.model_dump(mode="json")}
+        if self.study.denoise.confounds in list(self.study.strategies):
+            params["strategy"] = asdict(self.study.strategy)
+        if self.study.makes_compcor:
+            params["erode"] = self.study.compcor.erode
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
             bytes_read=facts.n_voxel * facts.n_time * facts.itemsize,
             bytes_written=n_bytes,
             memory=_BASE_BYTES + min(6 * BLOCK_BYTES, 6 * n_bytes) + 16 * facts.n_time**2,
         )
-        return self._step("denoise", facts.where, facts.where, upstream=[ingest], params=params, estimate=estimate)
+        return self._step(
+            "denoise",
+            facts.where,
+            facts.where,
+            files=facts.regions,
+            upstream=[ingest],
+            params=params,
+            estimate=estimate,
+        )
 
     def _nodes(self, facts: RunFacts, name: str, nodes: NodesTable, upstream: Iterable[Step]) -> Step:
         n_node = self.survey.n_nodes[name]

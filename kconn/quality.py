@@ -126,7 +126,11 @@ def _tsnr(bold: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
 def _displacement(ds: xr.Dataset) -> xr.DataArray:
     """Return the displacement of the frames that have one; NaN where nothing is known of motion."""
     if "framewise_displacement" in ds or "confounds" in ds:
-        return framewise_displacement(ds).isel(time=slice(1, None))
+        try:
+            return framewise_displacement(ds).isel(time=slice(1, None))
+        except InputError as error:  # a table of other confounds
+            if error.code != "E-CONFOUND-COLUMN":
+                raise
     return xr.DataArray(np.full(1, np.nan), dims="time")
 
 

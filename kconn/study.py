@@ -10,7 +10,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kconn.confounds import PRESETS, STRATEGIES, Region, Removal, Spikes, Strategy, find_strategy
 from kconn.errors import StudyFileError, first_of
+from kconn.io.regressors import Hrf, TableForm
 from kconn.kinds import KINDS
 
 #: ``"none"`` stands for "not applied": TOML has no null.
@@ -38,6 +40,8 @@ SOURCE_OF: Final[dict[str, str]] = {
     "diameter_mm": "spheres",
     "exclude": "columns",
 }
+#: Region of a strategy -> the masks of ``[compcor]`` that it is made of.
+MASKS_OF: Final[dict[str, tuple[str, ...]]] = {"a": ("white_matter", "csf"), "c": ("csf",), "w": ("white_matter",)}
 #: Names that a node set must not take, since the store uses them beside node sets.
 RESERVED: Final = frozenset({"ingest", "denoise", "nodes", "netmat", "cohort", "quality", "test"})
 
@@ -114,8 +118,8 @@ class DenoiseTable(_Table):
     """``[denoise]``: one orthogonal projection per run."""
 
     confounds: Annotated[
-        Literal["none", "2P", "6P", "8P", "9P", "12P", "24P", "36P"] | list[str],
-        Field(description="preset, or a list of column names or regular expressions"),
+        str | list[str],
+        Field(description="preset, one of [strategies], or a list of column names or regular expressions"),
     ] = "24P"
     detrend: Annotated[bool, Field(description="remove a straight line")] = True
     high_pass: Annotated[float | Off, Field(description="Hz; slower components are removed")] = 0.008
@@ -127,6 +131,88 @@ class DenoiseTable(_Table):
     fd_threshold: Annotated[float | Off, Field(description="mm; frames that moved more are censored")] = "none"
     min_segment: Annotated[int, Field(ge=1, description="frames; shorter stretches between censored ones go too")] = 1
     dummy_frames: Annotated[int, Field(ge=0, description="frames dropped at the start of each run")] = 0
+
+
+class StrategyTable(_Table):
+    """``[strategies.NAME]``: which confounds go, for ``confounds = "NAME"``."""
+
+    columns: Annotated[list[str], Field(description="presets, names or regular expressions of columns")] = Field(
+        default_factory=list
+    )
+    derivatives: Annotated[
+        bool | list[str], Field(description="backward differences: of all columns, or of those named")
+    ] = False
+    squares: Annotated[
+        bool | list[str], Field(description="squares, of differences too: of all columns, or of those named")
+    ] = False
+    compcor: Annotated[
+        list[Region], Field(description="noise regions: a both tissues, w white matter, c CSF, t most variable voxels")
+    ] = Field(default_factory=list)
+    n_component: Annotated[int | None, Field(ge=1, description="components per region; all without it")] = None
+    variance: Annotated[
+        float | None, Field(gt=0, le=1, description="instead: the share of variance that they explain")
+    ] = None
+    components: Annotated[Removal, Field(description="what becomes of the ICA components that are noise")] = "none"
+    spikes: Annotated[
+        Spikes, Field(description="a column per bad frame: those of the table, or one for each censored frame")
+    ] = "none"
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not (self.columns or self.compcor or self.components != "none" or self.spikes != "none"):
+            raise ValueError("it removes nothing: give columns, compcor, components or spikes")
+        if self.n_component is not None and self.variance is not None:
+            raise ValueError("give n_component or variance, not both")
+        if not self.compcor and (self.n_component is not None or self.variance is not None):
+            raise ValueError("n_component and variance belong to compcor")
+        if len(set(self.compcor)) != len(self.compcor):
+            raise ValueError("compcor names a region twice")
+        return self
+
+
+class RegressorsTable(_Table):
+    """``[regressors.NAME]``: a table of regressors per run, beside its confound table."""
+
+    pattern: Annotated[str, Field(description="path below root, with {subject}, {session}, {run}, * and ?")]
+    format: Annotated[
+        Literal["table", "spm", "fsl", "hcp", "events"],
+        Field(description="what wrote it: any program, SPM rp_*.txt, FSL .par, HCP Movement_Regressors, BIDS events"),
+    ] = "table"
+    columns: Annotated[list[str], Field(description="names, for a table without a header")] = Field(
+        default_factory=list
+    )
+    rotations: Annotated[
+        Literal["radians", "degrees"], Field(description="unit of the columns rot_x, rot_y, rot_z of a table")
+    ] = "radians"
+    prefix: Annotated[str, Field(pattern=r"^\w*$", description="put before the names")] = ""
+    hrf: Annotated[Hrf, Field(description="what events are convolved with")] = "spm"
+
+    @model_validator(mode="after")
+    def _fits_the_format(self) -> Self:
+        for key, formats in {"columns": ("table",), "rotations": ("table",), "hrf": ("events",)}.items():
+            if key in self.model_fields_set and self.format not in formats:
+                raise ValueError(f"{key!r} belongs to format {formats[0]}, this one is {self.format!r}")
+        return self
+
+    @property
+    def form(self) -> TableForm:
+        """How to read it."""
+        return TableForm.of(self.model_dump(mode="json", exclude={"pattern"}))
+
+
+class ComponentsTable(_Table):
+    """``[components]``: the ICA of each run, and which of its components are noise."""
+
+    mixing: Annotated[str | None, Field(description="path below root of MELODIC's mixing matrix of a run")] = None
+    noise: Annotated[str | None, Field(description="path below root of AROMA's or FIX's list of a run")] = None
+
+
+class CompcorTable(_Table):
+    """``[compcor]``: masks of noise regions; with them CompCor is computed here, and not read from the confounds."""
+
+    white_matter: Annotated[str | None, Field(description="path below root of the mask of white matter")] = None
+    csf: Annotated[str | None, Field(description="path below root of the mask of CSF")] = None
+    erode: Annotated[int, Field(ge=0, description="layers of voxels taken off each mask")] = 0
 
 
 class QualityTable(_Table):
@@ -279,6 +365,10 @@ class Study(_Table):
     study: StudyTable
     inputs: InputsTable
     denoise: DenoiseTable = Field(default_factory=DenoiseTable)
+    strategies: dict[Annotated[str, Field(pattern=_NAME)], StrategyTable] = Field(default_factory=dict)
+    regressors: dict[Annotated[str, Field(pattern=_NAME)], RegressorsTable] = Field(default_factory=dict)
+    components: ComponentsTable = Field(default_factory=ComponentsTable)
+    compcor: CompcorTable = Field(default_factory=CompcorTable)
     quality: QualityTable = Field(default_factory=QualityTable)
     nodes: Annotated[dict[Annotated[str, Field(pattern=_NAME)], NodesTable], Field(min_length=1)]
     connectivity: ConnectivityTable = Field(default_factory=ConnectivityTable)
@@ -291,6 +381,56 @@ class Study(_Table):
         if taken := RESERVED & set(self.nodes):
             raise ValueError(f"a node set cannot be named {sorted(taken)}: the store uses the name")
         return self
+
+    @model_validator(mode="after")
+    def _confounds_are_known(self) -> Self:
+        confounds = self.denoise.confounds
+        if taken := set(self.strategies) & {*PRESETS, *STRATEGIES}:
+            raise ValueError(f"a strategy cannot be named {sorted(taken)}: there is a preset of that name")
+        if isinstance(confounds, str) and confounds not in (known := [*PRESETS, *STRATEGIES, *self.strategies]):
+            near = difflib.get_close_matches(confounds, known, n=1, cutoff=0.3)
+            raise ValueError(
+                f"denoise.confounds is {confounds!r}; presets and strategies are {', '.join(known)}"
+                + (f" (did you mean {near[0]!r}?)" if near else "")
+            )
+        if self.makes_compcor:
+            self._check_masks()
+        return self
+
+    def _check_masks(self) -> None:
+        if self.inputs.layout == "tables":
+            raise ValueError("compcor: masks need images, the layout is 'tables'")
+        wanted = {role for region in self.strategy.compcor for role in MASKS_OF.get(region, ("t",))}
+        if "t" in wanted:
+            raise ValueError("compcor: region 't' is read from confound tables alone; it has no mask")
+        if self.strategy.n_component is None and self.strategy.variance is None:
+            raise ValueError("compcor: components of masks need n_component or variance")
+        if missing := sorted(role for role in wanted if getattr(self.compcor, role) is None):
+            raise ValueError(f"compcor: the regions {list(self.strategy.compcor)} need the mask {missing[0]!r}")
+
+    @property
+    def strategy(self) -> Strategy:
+        """What ``denoise.confounds`` stands for."""
+        confounds = self.denoise.confounds
+        if isinstance(confounds, str) and confounds in self.strategies:
+            return Strategy.of(self.strategies[confounds].model_dump(mode="json"))
+        return find_strategy(confounds)
+
+    @property
+    def makes_compcor(self) -> bool:
+        """Whether CompCor components are computed from masks."""
+        given = self.compcor.white_matter is not None or self.compcor.csf is not None
+        return given and bool(self.strategy.compcor)
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """Role of a file of a run -> its pattern, where one is stated."""
+        inputs = self.inputs
+        stated = {"mask": inputs.mask_pattern, "confounds": inputs.confounds_pattern, "fd": inputs.fd_pattern}
+        stated |= {f"regressors:{name}": table.pattern for name, table in self.regressors.items()}
+        stated |= {"mixing": self.components.mixing, "noise": self.components.noise}
+        stated |= {"white_matter": self.compcor.white_matter, "csf": self.compcor.csf}
+        return {role: pattern for role, pattern in stated.items() if pattern is not None}
 
     @property
     def store(self) -> Path:
@@ -364,7 +504,8 @@ def _translated(path: Path, error: ValidationError) -> list[StudyFileError]:
             unknown.append(_unknown_key(path, place))
             continue
         value = "" if isinstance(finding["input"], Mapping) else f", got {finding['input']!r}"
-        key = place[: 3 if place[:1] in {("nodes",), ("contrasts",)} else 2]  # without the alternatives of a type
+        named = {("nodes",), ("contrasts",), ("strategies",), ("regressors",)}
+        key = place[: 3 if place[:1] in named else 2]  # without the alternatives of a type
         wrong.setdefault(key, []).append(finding["msg"].removeprefix("Value error, ") + value)
     return unknown + [
         StudyFileError(
@@ -402,6 +543,10 @@ def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
         "study": StudyTable,
         "inputs": InputsTable,
         "denoise": DenoiseTable,
+        "strategies": StrategyTable,
+        "regressors": RegressorsTable,
+        "components": ComponentsTable,
+        "compcor": CompcorTable,
         "quality": QualityTable,
         "nodes": NodesTable,
         "connectivity": ConnectivityTable,

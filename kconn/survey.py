@@ -7,22 +7,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from kconn.confounds import select_terms
+from kconn.confounds import MOTION, Header, build_columns, compute_term, select, select_terms
 from kconn.design import Hypothesis, build_test
 from kconn.errors import InputError, KconnError, StudyFileError, first_of
-from kconn.io import layout, nifti, tables
+from kconn.io import layout, nifti, regressors, tables
 from kconn.io.layout import Run
 from kconn.kernels import glm
 from kconn.kernels.filtering import check_band
 from kconn.kinds import KINDS
 from kconn.netmats import PARTIAL_KINDS, check_rank
 from kconn.nodesets import load_nodes
+from kconn.noise_regions import load_noise_regions
 from kconn.parcellation import Columns, NodeSet, find_members
 from kconn.sliding_windows import plan_windows
 from kconn.study import NodesTable, Study, unless_off
@@ -46,6 +48,8 @@ class RunFacts:
         Size of the file.
     template
         A Dataset with the grid or the columns and the attrs of the run, but no data.
+    regions
+        Role -> path of the masks that CompCor is computed from.
     """
 
     run: Run
@@ -56,6 +60,7 @@ class RunFacts:
     itemsize: int
     n_bytes: int
     template: xr.Dataset = field(repr=False)
+    regions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -228,27 +233,81 @@ def _examine(study: Study, run: Run) -> RunFacts:
     denoise, template = study.denoise, facts.template
     high_pass, low_pass = map(unless_off, (denoise.high_pass, denoise.low_pass))
     check_band(facts.n_time, t_r=float(template.attrs["t_r"]), high_pass=high_pass, low_pass=low_pass)
-    needs_table = denoise.confounds not in ("none", [])
-    if "confounds" in facts.files:
-        table = tables.read_confounds(study.folder / facts.files["confounds"], n_time=facts.n_time, where=run.where)
-        select_terms(table.names, denoise.confounds, where=run.where)
-    elif needs_table:
+    _check_confounds(study, facts)
+    if study.makes_compcor:
+        _check_noise_regions(study, facts)
+    return facts
+
+
+def _check_confounds(study: Study, facts: RunFacts) -> None:
+    """Read every table of regressors of a run and find in them what the study asks for."""
+    denoise, where = study.denoise, facts.where
+    found = regressors.read_run_regressors(
+        {role: study.folder / path for role, path in facts.files.items()},
+        {name: table.form for name, table in study.regressors.items()},
+        n_time=facts.n_time,
+        t_r=float(facts.template.attrs["t_r"]),
+        where=where,
+    )
+    names = () if found is None else found.names
+    strategy = replace(study.strategy, compcor=()) if study.makes_compcor else study.strategy
+    if found is None and strategy.needs_table:
         raise InputError(
             "E-FILE-MISSING",
             f"the run has no confound table, and denoise.confounds is {denoise.confounds!r}",
-            where=run.where,
-            rule="confounds come from a table beside the run",
+            where=where,
+            rule="confounds come from a table beside the run, or from [regressors]",
             fix='add the table, or set confounds = "none"',
         )
-    if denoise.fd_threshold != "none" and not {"fd", "confounds"} & set(facts.files):
+    if found is not None and strategy.needs_table:
+        header = Header(names=names, compcor=found.compcor, noise_components=found.noise_components)
+        selection = select(header, strategy, has_high_pass=unless_off(denoise.high_pass) is not None, where=where)
+        # Frames that censoring drops may hold anything; which those are is known when the run is denoised.
+        if denoise.fd_threshold == "none":
+            values = build_columns(found.values, names, selection.all_terms)
+            _refuse_missing(values[denoise.dummy_frames :], [term.name for term in selection.all_terms], facts)
+    if denoise.fd_threshold != "none" and "fd" not in facts.files:
+        if found is None:
+            raise InputError(
+                "E-FILE-MISSING",
+                "the run has no framewise displacement, and denoise.fd_threshold is set",
+                where=where,
+                rule="framewise displacement comes from the confound table, from fd_pattern or from [regressors]",
+                fix='add it, or set fd_threshold = "none"',
+            )
+        if compute_term("framewise_displacement", names) is None:
+            select_terms(names, MOTION, where=where)
+
+
+def _refuse_missing(values: npt.NDArray[np.float64], names: list[str], facts: RunFacts) -> None:
+    bad = ~np.isfinite(values)
+    if bad.any():
+        i_row, i_column = (int(i) for i in np.argwhere(bad)[0])
         raise InputError(
-            "E-FILE-MISSING",
-            "the run has no framewise displacement, and denoise.fd_threshold is set",
-            where=run.where,
-            rule="framewise displacement comes from the confound table or from fd_pattern",
-            fix='add it, or set fd_threshold = "none"',
+            "E-CONFOUND-NAN",
+            f"the confound {names[i_column]!r} is not finite in frame {facts.n_time - len(values) + i_row}"
+            f" ({int(bad.any(axis=0).sum())} such confounds)",
+            where=facts.where,
+            rule="only the first frame may be n/a: a difference has nothing before it there, and 0 is put in",
+            fix="repair the table, or choose other confounds",
         )
-    return facts
+
+
+def _check_noise_regions(study: Study, facts: RunFacts) -> None:
+    attrs, grid_shape = facts.template.attrs, tuple(facts.template.attrs["grid_shape"])
+    inside = np.ones(grid_shape, dtype=np.bool_)
+    if (mask := facts.files.get("mask")) is not None:
+        inside = nifti.read_mask(
+            study.folder / mask, grid_shape=inside.shape, affine=attrs["affine"], where=facts.where
+        )
+    load_noise_regions(
+        {role: study.folder / path for role, path in facts.regions.items()},
+        study.strategy.compcor,
+        erode=study.compcor.erode,
+        affine=attrs["affine"],
+        inside=inside,
+        where=facts.where,
+    )
 
 
 def _examine_image(study: Study, run: Run) -> RunFacts:
@@ -279,6 +338,7 @@ def _examine_image(study: Study, run: Run) -> RunFacts:
         itemsize=itemsize if np.dtype(header.dtype).kind in "iu" and itemsize <= 2 else 4,
         n_bytes=run.bold.stat().st_size,
         template=xr.Dataset(attrs=attrs),
+        regions=_regions(study, run),
     )
 
 
@@ -305,6 +365,15 @@ def _examine_table(study: Study, run: Run) -> RunFacts:
     )
 
 
+#: Endings of a confound table -> those of its sidecar, of the mixing matrix and of AROMA's list beside it.
+_SIDECARS: Final = {"_timeseries.tsv": "_timeseries.json", "_regressors.tsv": "_regressors.json"}
+_STEMS: Final = ("_desc-confounds_timeseries.tsv", "_desc-confounds_regressors.tsv", "_bold_confounds.tsv")
+_BESIDE: Final = {
+    "mixing": ("_desc-MELODIC_mixing.tsv", "_bold_MELODICmix.tsv"),
+    "noise": ("_AROMAnoiseICs.csv", "_bold_AROMAnoiseICs.csv"),
+}
+
+
 def _files(study: Study, run: Run) -> dict[str, str]:
     found: dict[str, Path | None] = {
         "bold": run.bold,
@@ -314,6 +383,33 @@ def _files(study: Study, run: Run) -> dict[str, str]:
         "sidecar": run.sidecar,
         "fd": run.fd,
     }
+    root = study.folder / study.inputs.root
+    if run.confounds is not None:
+        found["confounds_sidecar"] = layout.find_beside(run.confounds, root, _SIDECARS)
+        if study.strategy.components != "none":
+            for role, endings in _BESIDE.items():
+                beside = (layout.find_beside(run.confounds, root, dict.fromkeys(_STEMS, ending)) for ending in endings)
+                found[role] = next((path for path in beside if path is not None), None)
+        if found.get("mixing") is None:
+            found.pop("noise", None)
+    return _relative(study, {**found, **_companions(study, run, ("regressors:", "mixing", "noise"))})
+
+
+def _regions(study: Study, run: Run) -> dict[str, str]:
+    return _relative(study, _companions(study, run, ("white_matter", "csf"))) if study.makes_compcor else {}
+
+
+def _companions(study: Study, run: Run, roles: tuple[str, ...]) -> dict[str, Path]:
+    """Return the files that patterns of the study file describe for a run."""
+    root = study.folder / study.inputs.root
+    return {
+        role: layout.find_companion(root, pattern, run, what=role.replace(":", ".").replace("_", " "))
+        for role, pattern in study.patterns.items()
+        if role.startswith(roles)
+    }
+
+
+def _relative(study: Study, found: Mapping[str, Path | None]) -> dict[str, str]:
     return {role: os.path.relpath(path, study.folder) for role, path in found.items() if path is not None}
 
 

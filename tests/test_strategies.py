@@ -301,13 +301,31 @@ def test_denoise__leaves_nothing_of_noise_that_signal_does_not_share(run, compon
         select(Header.of(run["confound"].to_numpy(), run["confounds"].attrs), strategy, has_high_pass=True).terms,
     )[kept]
     gone = (gone - gone.mean(axis=0)) / gone.std(axis=0)
-    assert np.abs(residual[:, kept] @ gone).max() < 1e-10 * np.abs(residual[:, kept]).max() * kept.sum()
+    length = np.linalg.norm(residual[:, kept], axis=1, keepdims=True) * np.sqrt(kept.sum())
+    assert np.abs(residual[:, kept] @ gone / length).max() < 1e-10
     assert out["denoised"].attrs["components"] == components
     assert out["regressor"].to_numpy().tolist() == [
         "csf", "trans_x", "csf_derivative1", "trans_x_derivative1", "component_01", "component_02", "component_05",
     ]  # fmt: skip
     none = residual_of(run, Strategy(columns=("csf", "trans_x"), derivatives=True), low_pass=low_pass)[0]
     assert int(out["df_left"]) == int(none["df_left"]) - 3
+
+
+@pytest.mark.parametrize("components", ["aggressive", "nonaggressive"])
+def test_denoise__of_components_is_fsl_regfilt_after_the_filter(run, components):
+    run = run.drop_vars("sample_mask")
+    mixing = run["confounds"].to_numpy()[:, 4:]
+
+    _, residual = residual_of(run, Strategy(components=components))
+
+    choices = {"filter": "cosine", "high_pass": 0.01, "t_r": T_R, "standardize": None}
+    x, mixing = clean(run["bold"].to_numpy().T, **choices), clean(mixing, **choices)
+    noise = mixing[:, [0, 1, 4]]
+    if components == "aggressive":
+        expected = x - noise @ np.linalg.pinv(noise) @ x
+    else:
+        expected = x - noise @ (np.linalg.pinv(mixing) @ x)[[0, 1, 4]]
+    np.testing.assert_allclose(residual.T, expected, atol=1e-9 * np.abs(x).max())
 
 
 @pytest.mark.parametrize("components", ["soft", "nonaggressive"])

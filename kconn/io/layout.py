@@ -205,6 +205,65 @@ def find_runs_tables(
     return _find_by_pattern(root, pattern, "timeseries", _companions(fd_pattern, confounds_pattern))
 
 
+def find_companion(root: Path, pattern: str, run: Run, *, what: str) -> Path:
+    """Return the one file that a pattern describes for a run of any layout.
+
+    Labels are compared as labels: with or without ``sub-``, and numbers of runs with or without leading zeros.
+
+    Parameters
+    ----------
+    root
+        Folder that the pattern starts from.
+    pattern
+        See `find_runs_tables`; it may do without ``{subject}`` where one file serves all.
+    run
+        The run.
+    what
+        Kind of file, for errors.
+
+    Raises
+    ------
+    InputError
+        ``E-FILE-MISSING`` or ``E-AMBIGUOUS``.
+    StudyFileError
+        ``E-STUDY-VALUE`` for a pattern that cannot be.
+    """
+    root = _check_root(root)
+    _check_pattern(pattern, needs_subject=False)
+    strict, wanted = _compile_strict(pattern), {"subject": run.subject, "session": run.session, "run": run.run}
+    narrowed = _FIELD.sub(lambda match: f"*{wanted[match[1]].lstrip('0')}*" if match[1] else match[0], pattern)
+    paths = [
+        path
+        for path in _find_files(root, _to_glob(narrowed))
+        if (match := strict.fullmatch(path.relative_to(root).as_posix())) is not None
+        and all(_is_label(text, key, wanted[key]) for key, text in match.groupdict().items())
+    ]
+    if len(paths) == 1:
+        return _inside(paths[0], root)
+    raise _not_one(paths, name_by_pattern(pattern, run), what=what, where=run.where)
+
+
+def find_beside(path: Path, root: Path, endings: Mapping[str, str]) -> Path | None:
+    """Return the file beside another whose name ends otherwise, or None.
+
+    Parameters
+    ----------
+    path
+        The file.
+    root
+        Folder of the inputs.
+    endings
+        Ending of its name -> ending of the other's name; the first that fits counts.
+    """
+    stems = ((path.name.removesuffix(ending), other) for ending, other in endings.items() if path.name.endswith(ending))
+    return _beside(path, root.resolve(), (stem + other for stem, other in stems))
+
+
+def _is_label(text: str, key: str, wanted: str) -> bool:
+    label = text.removeprefix(f"{_PREFIX[key]}-")
+    return label == wanted or (key == "run" and label.isdigit() and wanted.isdigit() and int(label) == int(wanted))
+
+
 def name_by_pattern(pattern: str, run: Run) -> str:
     """Return a pattern with the labels of a run in place of its fields: it names a file without its wildcards."""
     labels = {"subject": run.subject, "session": run.session, "run": run.run}
@@ -469,7 +528,11 @@ def _find_one(root: Path, pattern: str, *, labels: dict[str, str], what: str, wh
     paths = _find_files(root, _to_glob(filled))
     if len(paths) == 1:
         return _inside(paths[0], root)
-    raise InputError(
+    raise _not_one(paths, filled, what=what, where=where)
+
+
+def _not_one(paths: list[Path], filled: str, *, what: str, where: str) -> InputError:
+    return InputError(
         "E-AMBIGUOUS" if paths else "E-FILE-MISSING",
         f"{len(paths)} files fit {filled!r} for the {what} of this run",
         where=where,

@@ -38,6 +38,7 @@ COMPONENT: Final = "component_{:02d}"
 _ROTATION: Final = re.compile(r"rot_[xyz](_derivative1)?")
 #: Half a turn in steps of a frame is no head; degrees taken for radians are.
 _MAX_ROTATION: Final = np.pi / 2
+_HCP: Final = re.compile(r"Movement_Regressors(_dt)?\.txt")
 _MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 _LABELS: Final = re.compile(r"\[?[\s,\d]*\]?")
 
@@ -65,6 +66,11 @@ class TableForm:
     rotations: Literal["radians", "degrees"] = "radians"
     prefix: str = ""
     hrf: Hrf = "spm"
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> TableForm:
+        """Return the form that plain data describe."""
+        return cls(**{**fields, "columns": tuple(fields.get("columns", ()))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +107,8 @@ def read_run_regressors(
     Parameters
     ----------
     files
-        Role -> path: ``confounds`` (fMRIPrep's table or another with a header), ``confounds_sidecar``, ``mixing``,
-        ``noise``, and ``regressors:NAME``. Other roles are not looked at.
+        Role -> path: ``confounds`` (a table with a header, or HCP's ``Movement_Regressors.txt``),
+        ``confounds_sidecar``, ``mixing``, ``noise``, and ``regressors:NAME``. Other roles are not looked at.
     forms
         ``NAME`` -> how that table is to be read.
     n_time
@@ -120,7 +126,7 @@ def read_run_regressors(
     """
     found: list[tuple[str, ConfoundTable]] = []
     if "confounds" in files:
-        found.append(("the confound table", read_confounds(files["confounds"], n_time=n_time, where=where)))
+        found.append(("the confound table", _read_confounds_of(files["confounds"], n_time=n_time, where=where)))
     if "mixing" in files:
         form = TableForm(format="mixing")
         found.append(("the mixing matrix", read_regressors(files["mixing"], form, n_time=n_time, where=where)))
@@ -147,6 +153,13 @@ def read_run_regressors(
         noise_components=noise,
         notes=tuple(note for _, table in found for note in table.notes),
     )
+
+
+def _read_confounds_of(path: Path, *, n_time: int, where: str) -> ConfoundTable:
+    """Read a confound table with a header, or one that is HCP's by its name."""
+    if _HCP.fullmatch(path.name):
+        return read_regressors(path, TableForm(format="hcp"), n_time=n_time, where=where)
+    return read_confounds(path, n_time=n_time, where=where)
 
 
 def _refuse_doubles(names: Sequence[tuple[str, str]], *, where: str) -> None:

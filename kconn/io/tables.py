@@ -114,6 +114,13 @@ def read_confounds(path: Path, *, n_time: int, where: str = "") -> ConfoundTable
     cells = read_cells(path, where=where, what=_CONFOUNDS)
     names = tuple(cells.rows[0])
     check_header(cells, names)
+    if all(is_number(name) for name in names):
+        raise cells.error(
+            "E-TABLE",
+            f"starts with numbers, {' '.join(names[:4])[:60]!r} ...",
+            rule="its first row names the columns",
+            fix="write the names above, or state format and columns of the table in [regressors]",
+        )
     if len(cells.rows) - 1 != n_time:
         raise cells.error(
             "E-CONFOUND-ROWS",

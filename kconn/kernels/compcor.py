@@ -42,7 +42,9 @@ def gram(x: Signal, projection: Projection) -> Array:
     return out
 
 
-def components(products: Array, kept: npt.NDArray[np.intp], *, n_component: int) -> tuple[Array, Array]:
+def components(
+    products: Array, kept: npt.NDArray[np.intp], *, n_component: int | None, variance: float | None = None
+) -> tuple[Array, Array]:
     """Return the leading principal components over time, and the share of variance of each.
 
     Parameters
@@ -51,8 +53,8 @@ def components(products: Array, kept: npt.NDArray[np.intp], *, n_component: int)
         `gram` of all voxels of the region.
     kept
         Positions of the kept frames.
-    n_component
-        How many.
+    n_component, variance
+        How many; or as many as explain this share of the variance of the region.
 
     Returns
     -------
@@ -75,6 +77,9 @@ def components(products: Array, kept: npt.NDArray[np.intp], *, n_component: int)
     values, vectors = values[::-1], vectors[:, ::-1]
     total = values[values > 0].sum()
     n_dimension = int(np.count_nonzero(values > total * len(values) * np.finfo(np.float64).eps))
+    if n_component is None:
+        explained = np.cumsum(values[:n_dimension]) / total
+        n_component = min(int(np.searchsorted(explained, variance or 1.0)) + 1, max(n_dimension, 1))
     if n_dimension < n_component:
         raise InputError(
             "E-MASK-EMPTY",

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from kconn.report.confounds import chosen_strategy, describe_confounds
 from kconn.report.data import ReportData, TestedContrast, kind_words
 from kconn.report.words import SIDES, count, format_alpha
 
@@ -27,6 +28,11 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         text="Benjamini, Hochberg. Controlling the false discovery rate. J R Stat Soc B 1995;57:289-300.",
         doi="10.1111/j.2517-6161.1995.tb02031.x",
     ),
+    "behzadi": Reference(
+        text="Behzadi et al. A component based noise correction method (CompCor) for BOLD and perfusion based fMRI. "
+        "NeuroImage 2007;37:90-101.",
+        doi="10.1016/j.neuroimage.2007.04.042",
+    ),
     "ciric": Reference(
         text="Ciric et al. Benchmarking of participant-level confound regression strategies for the control of motion "
         "artifact in studies of functional connectivity. NeuroImage 2017;154:174-187.",
@@ -45,6 +51,11 @@ REFERENCES: Final[Mapping[str, Reference]] = {
     "friston": Reference(
         text="Friston et al. Movement-related effects in fMRI time-series. Magn Reson Med 1996;35:346-355.",
         doi="10.1002/mrm.1910350312",
+    ),
+    "griffanti": Reference(
+        text="Griffanti et al. ICA-based artefact removal and accelerated fMRI acquisition for improved resting state "
+        "network imaging. NeuroImage 2014;95:232-247.",
+        doi="10.1016/j.neuroimage.2014.03.034",
     ),
     "lakens": Reference(
         text="Lakens. Calculating and reporting effect sizes to facilitate cumulative science. "
@@ -85,6 +96,11 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         "subject motion. NeuroImage 2012;59:2142-2154.",
         doi="10.1016/j.neuroimage.2011.10.018",
     ),
+    "pruim": Reference(
+        text="Pruim et al. ICA-AROMA: A robust ICA-based strategy for removing motion artifacts from fMRI data. "
+        "NeuroImage 2015;112:267-277.",
+        doi="10.1016/j.neuroimage.2015.02.064",
+    ),
     "satterthwaite": Reference(
         text="Satterthwaite et al. An improved framework for confound regression and filtering for control of motion "
         "artifact in the preprocessing of resting-state functional connectivity data. NeuroImage 2013;64:240-256.",
@@ -114,22 +130,6 @@ REFERENCES: Final[Mapping[str, Reference]] = {
     ),
 }
 
-_PRESETS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "6P": ("the six rigid-body motion parameters", ()),
-    "12P": ("the six rigid-body motion parameters and their backward differences", ()),
-    "24P": (
-        "24 motion regressors (six rigid-body parameters, their backward differences and the squares of both)",
-        ("friston",),
-    ),
-    "36P": (
-        (
-            "36 regressors (six rigid-body parameters and the mean signals of white matter, CSF and the whole "
-            "brain, their backward differences and the squares of both)"
-        ),
-        ("satterthwaite", "ciric"),
-    ),
-}
-
 
 @dataclass(slots=True)
 class Bibliography:
@@ -155,7 +155,7 @@ def write_methods(data: ReportData, bibliography: Bibliography) -> list[tuple[st
     parameters = data.parameters
     return [
         ("Data", _data(data, _table(parameters, "inputs"), bibliography)),
-        ("Denoising", _denoising(_table(parameters, "denoise"), _table(parameters, "quality"), bibliography)),
+        ("Denoising", _denoising(parameters, bibliography)),
         ("Connectivity", _connectivity(data, _table(parameters, "connectivity"), bibliography)),
         ("Statistics", _statistics(data.contrasts, data.alpha, bibliography)),
     ]
@@ -178,21 +178,18 @@ def _data(data: ReportData, inputs: Mapping[str, Any], bibliography: Bibliograph
     )
 
 
-def _denoising(denoise: Mapping[str, Any], quality: Mapping[str, Any], bibliography: Bibliography) -> str:
-    removed = []
-    confounds = denoise.get("confounds", "none")
-    if isinstance(confounds, str) and confounds in _PRESETS:
-        words, keys = _PRESETS[confounds]
-        removed.append(words + bibliography.cite(*keys))
-    elif not isinstance(confounds, str):
-        removed.append(f"the confounds {_join(map(str, confounds))}")
+def _denoising(parameters: Mapping[str, Any], bibliography: Bibliography) -> str:
+    denoise, quality = _table(parameters, "denoise"), _table(parameters, "quality")
+    strategy = chosen_strategy(parameters)
+    removed = [words + bibliography.cite(*keys) for words, keys in describe_confounds(parameters)]
     if denoise.get("detrend"):
         removed.append("a linear trend")
     if band := _band(denoise.get("high_pass"), denoise.get("low_pass")):
         removed.append(band)
     sentences = []
     if removed:
-        together = "in one orthogonal projection, so that no step brings back what another removed"
+        kind = "projection" if strategy.components == "nonaggressive" else "orthogonal projection"
+        together = f"in one {kind}, so that no step brings back what another removed"
         verb = "were removed " + together if len(removed) > 1 else "was removed"
         sentences.append(f"{_join(removed)} {verb}{bibliography.cite('lindquist') if len(removed) > 1 else ''}.")
     else:
@@ -200,9 +197,12 @@ def _denoising(denoise: Mapping[str, Any], quality: Mapping[str, Any], bibliogra
     if n_dummy := denoise.get("dummy_frames"):
         sentences.append(f"The first {count(int(n_dummy), 'frame')} of each run were dropped.")
     if isinstance(threshold := denoise.get("fd_threshold"), int | float):
+        effect = "only the frames that were kept entered the fit and the connectivity estimates"
+        if strategy.spikes == "censored":
+            effect = "each had a regressor of its own"
         sentences.append(
             f"Frames with a framewise displacement above {threshold:g} mm{bibliography.cite('power')} were censored: "
-            "only the frames that were kept entered the fit and the connectivity estimates."
+            f"{effect}."
         )
     if limits := _limits(quality):
         sentences.append(f"Runs with {_join(limits, last='or')} were left out.")

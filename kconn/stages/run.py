@@ -20,6 +20,7 @@ from kconn.parcellation import parcellate
 from kconn.quality import estimate_quality
 from kconn.sliding_windows import estimate_variability, estimate_window_netmats
 from kconn.stages.binding import Job, excluded, exclusion
+from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy
 from kconn.study import unless_off
 
 #: Bytes of volumes that the reader holds beside the row of chunks.
@@ -48,8 +49,8 @@ def denoise_run(job: Job) -> None:
             min_segment=params["min_segment"],
         )
         clean = denoise(
-            run,
-            confounds=params["confounds"],
+            add_compcor(job, run),
+            confounds=chosen_strategy(job),
             high_pass=unless_off(params["high_pass"]),
             low_pass=unless_off(params["low_pass"]),
             filter=params["filter"],
@@ -157,10 +158,7 @@ def _stream_image_run(job: Job) -> None:
 def _with_tables(job: Job, ds: xr.Dataset) -> xr.Dataset:
     """Add confounds, framewise displacement and a mask that keeps every frame."""
     where, n_time = job.step.where, ds.sizes["time"]
-    if (path := job.file("confounds")) is not None:
-        table = tables.read_confounds(path, n_time=n_time, where=where)
-        ds = ds.assign(confounds=(("time", "confound"), table.values))
-        ds = ds.assign_coords(confound=("confound", np.array(table.names, dtype=object)))
+    ds = add_regressors(job, ds)
     if (path := job.file("fd")) is not None:
         ds = ds.assign(framewise_displacement=("time", tables.read_vector(path, n_time=n_time, where=where)))
     return ds.assign(sample_mask=("time", np.ones(n_time, dtype=bool)))
