@@ -1,9 +1,15 @@
-"""Denoising against nilearn: ``python -m benchmarks.bench_denoise``."""
+"""Denoising against nilearn: ``python -m benchmarks.bench_denoise [row ...]``."""
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -13,10 +19,13 @@ import xarray as xr
 from nilearn.signal import clean
 
 from benchmarks.side_by_side import MIB, compare
+from kconn.chunks import plan_voxel_blocks
+from kconn.cluster import connect
 from kconn.confounds import MOTION, build_columns, select_terms
 from kconn.denoising import denoise
 
-N_TIME, N_VOXEL, T_R = 1200, 20_000, 0.72
+#: One run of the Human Connectome Project in grayordinates.
+N_TIME, N_VOXEL, T_R = 1200, 91_282, 0.72
 NAMES = (*MOTION, "white_matter", "csf", "global_signal")
 HIGH_PASS, LOW_PASS = 0.008, 0.09
 
@@ -49,13 +58,36 @@ def censored_ours() -> Callable[[], Any]:
     return lambda: denoise(run, confounds="36P", high_pass=HIGH_PASS, low_pass=None)
 
 
-def lazy_ours() -> Callable[[], Any]:
-    """Prepare the same through Dask, on its threads."""
-    run = make_run().chunk(voxel=4096)
+def stored_run() -> tuple[xr.Dataset, Path]:
+    """Return the run as a store on disk would give it, in blocks of voxels, and where its result may go."""
+    folder = Path(tempfile.mkdtemp(prefix="kconn-bench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    block = plan_voxel_blocks(N_VOXEL, N_TIME)
+    make_run().chunk(voxel=block).to_zarr(folder / "run.zarr", zarr_format=3, consolidated=False)
+    return xr.open_zarr(folder / "run.zarr", consolidated=False), folder / "clean.zarr"
 
-    def compute() -> xr.Dataset:
-        with dask.config.set(scheduler="threads"):
-            return denoise(run, confounds="36P", high_pass=HIGH_PASS, low_pass=None)["denoised"].compute()
+
+def write_clean(run: xr.Dataset, target: Path) -> None:
+    """Read, denoise and write, block by block."""
+    clean = denoise(run, confounds="36P", high_pass=HIGH_PASS, low_pass=None)[["denoised"]]
+    clean.to_zarr(target, mode="w", zarr_format=3, consolidated=False)
+
+
+def worker_ours() -> Callable[[], Any]:
+    """Prepare reading, denoising and writing through one worker."""
+    run, target = stored_run()
+    client = ExitStack().enter_context(connect(n_workers=1))
+    atexit.register(client.close)
+    return lambda: write_clean(run, target)
+
+
+def in_process_ours() -> Callable[[], Any]:
+    """Prepare the same in this process, on one thread as the worker has."""
+    run, target = stored_run()
+
+    def compute() -> None:
+        with dask.config.set(scheduler="synchronous"):
+            write_clean(run, target)
 
     return compute
 
@@ -95,6 +127,12 @@ def censored_nilearn() -> Callable[[], Any]:
     )
 
 
+def censored_butterworth_ours() -> Callable[[], Any]:
+    """Prepare the same with a tenth of the frames dropped."""
+    run = drop_frames(make_run())
+    return lambda: denoise(run, confounds="36P", high_pass=HIGH_PASS, low_pass=LOW_PASS, filter="butterworth")
+
+
 def band_nilearn() -> Callable[[], Any]:
     """Prepare nilearn's Butterworth band-pass and regression."""
     signal, columns = peer_input(make_run())
@@ -112,8 +150,16 @@ def band_nilearn() -> Callable[[], Any]:
 if __name__ == "__main__":
     what = f"36P, {N_TIME} frames x {N_VOXEL} voxels, float32"
     result = {"result_mb": round(N_TIME * N_VOXEL * 4 / MIB)}
-    compare(f"{what}, cosine high-pass", ours=cosine_ours, peer=cosine_nilearn, peer_name="clean, cosine", **result)
-    compare(f"{what}, a tenth dropped", ours=censored_ours, peer=censored_nilearn, peer_name="clean, cosine", **result)
-    compare(f"{what}, through Dask", ours=lazy_ours, peer=cosine_ours, peer_name="ours, in memory", **result)
-    compare(f"{what}, cosine band-pass", ours=band_ours, peer=band_nilearn, peer_name="clean, butterworth", **result)
-    compare(f"{what}, butterworth", ours=butterworth_ours, peer=band_nilearn, peer_name="clean, butterworth", **result)
+    cosine, butterworth = "clean, cosine", "clean, butterworth"
+    rows: list[tuple[str, Any, Any, str, int]] = [
+        ("cosine high-pass", cosine_ours, cosine_nilearn, cosine, 5),
+        ("cosine high-pass, a tenth dropped", censored_ours, censored_nilearn, cosine, 5),
+        ("cosine high-pass, censored beside not", censored_ours, cosine_ours, "ours, all frames", 5),
+        ("butterworth", butterworth_ours, band_nilearn, butterworth, 3),
+        ("cosine band-pass", band_ours, band_nilearn, butterworth, 3),
+        ("butterworth, censored beside not", censored_butterworth_ours, butterworth_ours, "ours, all frames", 5),
+        ("store to store through a worker", worker_ours, in_process_ours, "ours, in this process", 5),
+    ]
+    for name, ours, peer, peer_name, n_repeat in rows:
+        if not sys.argv[1:] or name in sys.argv[1:]:
+            compare(f"{what}, {name}", ours=ours, peer=peer, peer_name=peer_name, n_repeat=n_repeat, **result)

@@ -1,4 +1,4 @@
-"""Time two ways of the same work, each in a fresh process, and print one JSON line."""
+"""Time two ways of the same work in turns, each in a process of its own, and print one JSON line."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ import multiprocessing
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import psutil
 
 MIB = 1024**2
+#: The call that this process times, once it is prepared.
+_CALLS: Final[list[Callable[[], Any]]] = []
 
 
 def compare(
-    work: str, *, ours: Callable[[], Callable[[], Any]], peer: Callable[[], Callable[[], Any]], **more: Any
+    work: str,
+    *,
+    ours: Callable[[], Callable[[], Any]],
+    peer: Callable[[], Callable[[], Any]],
+    n_repeat: int = 5,
+    **more: Any,
 ) -> None:
     """Print medians, their ratio and how far the memory of each rose above what it held before.
+
+    Both take turns, so that what else the machine does meets both alike; the one that waits does nothing.
 
     Parameters
     ----------
@@ -27,16 +37,23 @@ def compare(
         What is done, with its size.
     ours, peer
         Functions that make the input and return the call to time. Both must be importable.
+    n_repeat
+        Rounds.
     more
         Further entries of the line.
     """
-    ours_s, ours_mb = _measure(ours)
-    peer_s, peer_mb = _measure(peer)
+    with _own_process() as first, _own_process() as second:
+        for process, prepare in ((first, ours), (second, peer)):
+            process.submit(_prepare, prepare).result()
+        rounds = [[process.submit(_time).result() for process in (first, second)] for _ in range(n_repeat)]
+    (ours_s, ours_mb), (peer_s, peer_mb) = (
+        (median(seconds for seconds, _ in side), max(peak for _, peak in side)) for side in zip(*rounds, strict=True)
+    )
     line = {
         "work": work,
         "ours_s": round(ours_s, 4),
         "peer_s": round(peer_s, 4),
-        "ratio": round(peer_s / ours_s, 1),
+        "ratio": round(peer_s / ours_s, 2),
         "peak_rss_mb": round(ours_mb),
         "peer_peak_rss_mb": round(peer_mb),
         **more,
@@ -45,27 +62,27 @@ def compare(
     sys.stdout.flush()
 
 
-def _measure(prepare: Callable[[], Callable[[], Any]], n_repeat: int = 5) -> tuple[float, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        seconds, peak = pool.apply(_run, (prepare, n_repeat))
-    return seconds, peak
+def _own_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _run(prepare: Callable[[], Callable[[], Any]], n_repeat: int) -> tuple[float, float]:
-    call = prepare()
-    call()  # compiles and warms up
+def _prepare(prepare: Callable[[], Callable[[], Any]]) -> None:
+    _CALLS.append(prepare())
+    _CALLS[0]()  # compiles and warms up
+
+
+def _time() -> tuple[float, float]:
+    """Return the seconds of one call and by how many MiB the memory rose."""
     before = psutil.Process().memory_info().rss
     highest, done = [before], threading.Event()
     watch = threading.Thread(target=_watch, args=(highest, done))
     watch.start()
-    seconds = []
-    for _ in range(n_repeat):
-        start = perf_counter()
-        call()
-        seconds.append(perf_counter() - start)
+    start = perf_counter()
+    _CALLS[0]()
+    seconds = perf_counter() - start
     done.set()
     watch.join()
-    return median(seconds), (highest[0] - before) / MIB
+    return seconds, (highest[0] - before) / MIB
 
 
 def _watch(highest: list[int], done: threading.Event) -> None:

@@ -17,10 +17,11 @@ from kconn.chunks import plan_voxel_blocks
 from kconn.confounds import Confounds, Header, Selection, build_columns, find_strategy, select
 from kconn.errors import InputError, SchemaError
 from kconn.frames import Displacement, framewise_displacement, place, sample_mask, whole
-from kconn.kernels import filtering, motion, projection
+from kconn.kernels import filtering, motion, projection, residuals
 from kconn.kernels.butterworth import fit_butterworth
 from kconn.kernels.components import find_redundant, remove_components
-from kconn.kernels.projection import Projection, Scale
+from kconn.kernels.projection import Projection
+from kconn.kernels.residuals import Scale
 
 Array = npt.NDArray[np.float64]
 
@@ -253,7 +254,7 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
         frames = mask.to_numpy()
         fitted = _fit(table.to_numpy(), frames, choices)
         kept = _find_kept(table.to_numpy(), frames, choices)
-        clean = projection.residuals_in_blocks(
+        clean = residuals.residuals_in_blocks(
             bold.to_numpy(), fitted, block=plan_voxel_blocks(*bold.shape), scale=scale
         )
         counts = {name: np.int64(getattr(fitted, name)) for name in ("n_kept", "n_regressors", "df_left")}
@@ -329,9 +330,9 @@ def _denoise_lazily(
     fitted = delayed(_fit, pure=True)(table.data, mask.data, choices)
     blocks = (plan_voxel_blocks(*bold.shape), -1)
     signal = da.rechunk(bold.data, blocks) if bold.chunks is not None else da.from_array(bold.to_numpy(), chunks=blocks)
-    dtype = projection.result_dtype(bold.dtype)
+    dtype = residuals.result_dtype(bold.dtype)
     clean = da.map_blocks(
-        projection.residuals, signal, projection=fitted, scale=scale, dtype=dtype, meta=np.empty((0, 0), dtype)
+        residuals.residuals, signal, projection=fitted, scale=scale, dtype=dtype, meta=np.empty((0, 0), dtype)
     )
     empty = da.map_blocks(
         _count_empty, clean, projection=fitted, drop_axis=1, chunks=((1,) * clean.numblocks[0],), dtype=np.int64

@@ -6,7 +6,8 @@ import pytest
 from kconn.kernels.butterworth import fit_butterworth
 from kconn.kernels.components import find_redundant, remove_components
 from kconn.kernels.filtering import pass_band
-from kconn.kernels.projection import fit_filtered, fit_projection, residuals
+from kconn.kernels.projection import fit_filtered, fit_projection
+from kconn.kernels.residuals import residuals
 
 N_TIME, T_R = 120, 2.0
 

@@ -8,7 +8,8 @@ from threadpoolctl import threadpool_limits
 
 from kconn.kernels import blas
 from kconn.kernels.filtering import cosine_basis
-from kconn.kernels.projection import Projection, fit_projection, residuals, residuals_in_blocks
+from kconn.kernels.projection import Projection, fit_projection
+from kconn.kernels.residuals import residuals, residuals_in_blocks
 
 N_TIME = 90
 OPEN = (1, N_TIME - 1)

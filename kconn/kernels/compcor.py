@@ -10,7 +10,8 @@ from scipy.linalg import eigh
 
 from kconn.errors import InputError
 from kconn.kernels import blas
-from kconn.kernels.projection import Projection, residuals
+from kconn.kernels.projection import Projection
+from kconn.kernels.residuals import residuals
 
 Array = npt.NDArray[np.float64]
 Signal = npt.NDArray[np.floating[Any]]

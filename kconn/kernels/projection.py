@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,19 +14,10 @@ from kconn.kernels.butterworth import Butterworth, filter_rows
 from kconn.kernels.filtering import cosine_basis
 
 Array = npt.NDArray[np.float64]
-Signal = npt.NDArray[np.floating[Any]]
 Frames = npt.NDArray[np.intp]
-
-#: Scale of the residuals: as they are, unit variance, or percent of the mean of the signal.
-Scale = Literal["none", "zscore_sample", "psc"]
 
 #: A regressor counts when, beside those already taken, more than this share of its norm is its own.
 RANK_TOLERANCE: Final = 1e-11
-#: A voxel carries no signal when the residual falls below this share of its root mean square; the rounding of
-#: float32 alone (6e-8) leaves a residual of that order in a voxel that is constant or copies a regressor.
-NO_SIGNAL: Final = 1e-6
-#: Voxels that are worked on at a time: their frames, in float64, stay in the cache of a core.
-TILE: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,107 +182,3 @@ def _rank_revealing_qr(columns: Array, *, mode: Literal["economic", "full"]) -> 
     decomposed: Any = qr(columns, mode=mode, pivoting=True)
     Q, R, _ = decomposed
     return Q, int(np.count_nonzero(np.abs(np.diagonal(R)) > RANK_TOLERANCE))
-
-
-def residuals(x: Signal, projection: Projection, *, scale: Scale = "none") -> Signal:
-    """Return what the projection leaves of each row of ``x``.
-
-    All arithmetic is float64; the result is rounded once. Rows are worked on in tiles that start at row 0 and BLAS
-    runs on one thread, so the bits depend on ``x`` alone.
-
-    Parameters
-    ----------
-    x
-        ``(voxel, time)``, all frames.
-    projection
-        The space to keep.
-    scale
-        ``"zscore_sample"`` divides by the standard deviation (n_kept - 1) of the residual, ``"psc"`` by the absolute
-        mean of the kept frames, times 100.
-
-    Returns
-    -------
-    residual
-        ``(voxel, time)``, float64 for float64 input and float32 otherwise. NaN at censored frames, and all along a
-        voxel without signal: one that is constant or not finite, or that the regressors explain to rounding. (Zeros
-        instead would enter means and correlations as if they had been measured.)
-    """
-    out = np.empty(x.shape, dtype=result_dtype(x.dtype))
-    _fill(x, projection, scale, out)
-    return out
-
-
-def residuals_in_blocks(x: Signal, projection: Projection, *, block: int, scale: Scale = "none") -> Signal:
-    """Return `residuals` of each ``block`` of voxels, on as many threads as BLAS would take."""
-    out = np.empty(x.shape, dtype=result_dtype(x.dtype))
-    parts = [slice(start, start + block) for start in range(0, len(x), block)]
-    with ThreadPoolExecutor(blas.count_threads()) as pool:
-        for _ in pool.map(lambda part: _fill(x[part], projection, scale, out[part]), parts):
-            pass
-    return out
-
-
-def _fill(x: Signal, projection: Projection, scale: Scale, out: Signal) -> None:
-    """Write the residuals of ``x`` to ``out``, tile by tile."""
-    with blas.single_thread():
-        for start in range(0, len(x), TILE):
-            _fill_tile(x[start : start + TILE], projection, scale, out[start : start + TILE])
-
-
-def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the type of residuals: float64 stays (node tables), everything else becomes float32 (voxels)."""
-    return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
-
-
-def _fill_tile(x: Signal, projection: Projection, scale: Scale, out: Signal) -> None:
-    """Write the residuals of one tile of voxels to ``out``."""
-    dropped = projection.dropped
-    if projection.butterworth is None:
-        work, mean, power = _centre(x, projection)
-    else:
-        work, mean, power = filter_rows(x, projection.butterworth)
-    work = _project(work, projection)
-    rest = np.vecdot(work, work)
-
-    # Not a number fails every comparison, and so counts as no signal.
-    lives = (rest > NO_SIGNAL**2 * power) & np.isfinite(power)
-    if scale != "none":
-        # A residual has a mean only after a Butterworth filter, and only with dropped frames.
-        offset = work.sum(axis=1) / projection.n_kept
-        work -= offset[:, None]
-        spread = rest - projection.n_kept * offset**2
-        work *= _factor(mean + offset, spread, power, scale=scale, n_kept=projection.n_kept)[:, None]
-    work[:, dropped] = np.nan
-    work[~lives] = np.nan
-    out[...] = work
-
-
-def _centre(x: Signal, projection: Projection) -> tuple[Array, Array, Array]:
-    """Return the rows about their mean over the kept frames and 0 elsewhere, the mean, and the sum of squares."""
-    dropped = projection.dropped
-    work: Array = x.astype(np.float64)
-    # What dropped frames hold may be anything, and 0 times infinity is not 0.
-    work[:, dropped] = 0.0
-    power = np.vecdot(work, work)
-    mean = work.sum(axis=1) / projection.n_kept
-    work -= mean[:, None]
-    work[:, dropped] = 0.0
-    return work, mean, power
-
-
-def _factor(level: Array, spread: Array, power: Array, *, scale: Scale, n_kept: int) -> Array:
-    """Return what to multiply each row with; NaN where there is no level to be a percentage of."""
-    out = np.full(len(level), np.nan)
-    if scale == "psc":
-        np.divide(100.0, np.abs(level), out=out, where=level**2 * n_kept > NO_SIGNAL**2 * power)
-        return out
-    factor: Array = np.sqrt(np.divide(n_kept - 1, spread, out=out, where=spread > 0))
-    return factor
-
-
-def _project(work: Array, projection: Projection) -> Array:
-    """Return the projected rows of ``work``, in two skinny products."""
-    # NumPy's product frees the interpreter lock and so lets blocks run side by side; SciPy's wrappers of BLAS do not.
-    returns = projection.basis if projection.returns is None else projection.returns
-    inside: Array = (work @ projection.basis) @ returns.T
-    return np.subtract(work, inside, out=work) if projection.removes else inside
