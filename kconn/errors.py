@@ -74,6 +74,7 @@ CODES: Final[dict[str, str]] = {
     "E-NO-FEATURES": "No feature is left to test: all are missing or do not vary.",
     "E-TOO-FEW": "There are too few observations for the test.",
     "E-PERMUTATIONS": "A permutation or sign table is malformed.",
+    "E-PATTERNS": "Missing observations form too many patterns to refit each of them.",
     "E-BLOCKS": "Exchangeability blocks or variance groups do not fit the design.",
     # store
     "E-STORE-MISSING": "There is no study store at this path.",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,14 @@ from kconn.arguments import (
 )
 from kconn.checkpoint import Checkpoint
 from kconn.chunks import GIB
-from kconn.correction import CI_LEVEL, Correction, compare, correct_jointly, read_maps, read_result
+from kconn.correction import (
+    CI_LEVEL,
+    Correction,
+    compare_maps,
+    correct_jointly,
+    read_result,
+)
+from kconn.feature_tests import estimate_features
 from kconn.features import join_covariates, read_features
 from kconn.kernels import glm, multiple_testing, tallies
 from kconn.kernels.clusters import Tfce
@@ -31,10 +38,24 @@ from kconn.kernels.glm import Regression
 from kconn.kernels.tallies import TAILS
 from kconn.labelling import label_results
 from kconn.linear_model import Model, read_design, read_groups
+from kconn.missing import check_refit, count_observed, estimate_patterns, find_patterns
 from kconn.neighbourhood import Meaning, read_enhancement
 from kconn.observations import join_permutations, join_shufflings, read_observations
-from kconn.permuting import Found, FoundMaps, Work, run_map_tests, run_tests
-from kconn.relabelling import Exchange, plan_tests, read_blocks
+from kconn.permuting import Work, run_map_tests
+from kconn.relabelling import Exchange, plan_tests, read_blocks, read_contrasts
+
+#: Option -> what it may be.
+_WORDS: Final[dict[str, Sequence[object]]] = {
+    "alternative": TAILS,
+    "regression": get_args(Regression),
+    "dtype": tuple(tallies.TIE_RTOL),
+    "sign_flip": (True, False, "both"),
+    "statistic": get_args(Statistic),
+    "convention": get_args(Convention),
+    "fdr": tuple(multiple_testing.FDR),
+    "tail": ("counts", "gpd"),
+    "missing": ("exclude", "refit"),
+}
 
 
 def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword each
@@ -60,6 +81,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     joint_fwe: bool = False,
     fdr: Literal["bh", "bky"] = "bh",
     tail: Literal["counts", "gpd"] = "counts",
+    missing: Literal["exclude", "refit"] = "exclude",
     dtype: Literal["float64", "float32"] = "float64",
     max_mem: int = 2 * GIB,
     checkpoint: Checkpoint | None = None,
@@ -125,7 +147,12 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     fdr
         Benjamini-Hochberg or the two-stage procedure of Benjamini, Krieger and Yekutieli at level 0.05.
     tail
-        ``"gpd"``: corrected p below 0.1 come from a generalised Pareto tail fitted to ``max_stat``, where one fits.
+        ``"gpd"``: p below 0.1 come from a generalised Pareto tail, where one fits: corrected ones from the tail of
+        ``max_stat``, uncorrected ones of single features from the tail of each feature's own null.
+    missing
+        ``"exclude"``: features with a missing value are left out. ``"refit"``: each is tested on the observations that
+        it has, with their own model, degrees of freedom and relabellings; maxima are taken on z. Not for statistics of
+        whole maps, feature covariates or user permutations.
     dtype
         Precision of the permuted statistics. The observed statistic is always float64.
     max_mem
@@ -140,7 +167,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         ``p_unc_tails p_fwe_tails (tail, contrast, feature...)``; ``p_unc_ci p_fwe_ci (limit, contrast, feature...)``,
         exact binomial 95 % limits of the p that all relabellings would give, equal to p where the test is exhaustive;
         ``max_stat (permutation, contrast)``, in the direction of ``alternative``; ``permutation_table sign_table
-        (contrast, permutation, observation)``; with ``joint_fwe``, ``p_fwe_joint p_fdr_joint``. Coordinates along
+        (contrast, permutation, observation)``; with ``joint_fwe``, ``p_fwe_joint p_fdr_joint``; with
+        ``missing="refit"``, ``n_observed (feature...)``. Coordinates along
         ``contrast``: ``stat_kind shuffling n_permutations n_distinct exhaustive table_sha256``.
 
         p = (number of relabellings whose statistic is at least as extreme, identity and ties included) / n_perm.
@@ -149,7 +177,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     ------
     DesignError
         ``E-ID-MISSING E-ID-EXTRA E-ID-DUPLICATE E-TABLE E-TABLE-SHAPE E-COV-NAN E-DESIGN-RANK E-CONTRAST E-TOO-FEW
-        E-PERMUTATIONS E-BLOCKS E-NO-FEATURES``.
+        E-PERMUTATIONS E-PATTERNS E-BLOCKS E-NO-FEATURES``.
     SchemaError
         ``E-SCHEMA``, ``E-ARGUMENT``.
     ResourceError
@@ -160,14 +188,17 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     Winkler et al. 2014, doi:10.1016/j.neuroimage.2014.01.060; Freedman and Lane 1983,
     doi:10.1080/07350015.1983.10509354; Nichols and Holmes 2002, doi:10.1002/hbm.1058
     """
-    check_choice("alternative", alternative, TAILS)
-    check_choice("regression", regression, get_args(Regression))
-    check_choice("dtype", dtype, tuple(tallies.TIE_RTOL))
-    check_choice("sign_flip", sign_flip, (True, False, "both"))
-    check_choice("statistic", statistic, get_args(Statistic))
-    check_choice("convention", convention, get_args(Convention))
-    check_choice("fdr", fdr, tuple(multiple_testing.FDR))
-    check_choice("tail", tail, ("counts", "gpd"))
+    _check_words(
+        alternative=alternative,
+        regression=regression,
+        dtype=dtype,
+        sign_flip=sign_flip,
+        statistic=statistic,
+        convention=convention,
+        fdr=fdr,
+        tail=tail,
+        missing=missing,
+    )
     features = read_features(data)
     observations = read_observations(features.data)
     order = observations.order
@@ -191,7 +222,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     )
     if feature_covariates is not None:
         features, order = join_covariates(features, feature_covariates, observations, model)
-    tests = plan_tests(contrasts, model, exchange, joint=joint_fwe)
+    plan = plan_tests(read_contrasts(contrasts, columns, joint=joint_fwe), model, exchange)
 
     enhancement = None
     if statistic in ("edge", "voxel"):
@@ -204,23 +235,27 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     correction = Correction(
         alternative=alternative, fdr=fdr, tail=tail, convention=convention, tie_rtol=tallies.TIE_RTOL[dtype]
     )
-    found: list[Found | FoundMaps]
-    work = Work(dtype=dtype, max_mem=max_mem, on_z=convention == "palm", checkpoint=checkpoint)
-    if enhancement is None:
-        found = list(run_tests(features.matrix, order, tests, work))
+    # Patterns of missing observations meet on z, so ranges of theirs do so too.
+    on_z = convention == "palm" or missing == "refit"
+    work = Work(dtype=dtype, max_mem=max_mem, on_z=on_z, checkpoint=checkpoint)
+    per_feature: dict[str, npt.NDArray[Any]] = {}
+    if enhancement is not None:
+        refuse_unused(statistic, missing=None if missing == "exclude" else missing)
+        maps = run_map_tests(features.matrix, order, plan.tests, enhancement, work)
+        outcomes = [
+            compare_maps(test, one, enhancement, correction) for test, one in zip(plan.tests, maps, strict=True)
+        ]
+    elif missing == "refit":
+        check_refit(plan)
+        patterns = find_patterns(features.matrix, order)
+        outcomes = estimate_patterns(features.matrix, order, patterns, plan, work, correction)
+        per_feature["n_observed"] = count_observed(patterns, features.n_feature)
     else:
-        found = list(run_map_tests(features.matrix, order, tests, enhancement, work))
-
-    nulls = [compare(test, result, correction) for test, result in zip(tests, found, strict=True)]
-    results = [
-        read_result(test, result, null, correction) for test, result, null in zip(tests, found, nulls, strict=True)
-    ]
-    for test, result, one in zip(tests, results, found, strict=True):
-        if enhancement is not None and isinstance(one, FoundMaps):
-            result.update(read_maps(test, one, enhancement, correction))
+        outcomes = estimate_features(features.matrix, order, plan.tests, work, correction)
+    results = [read_result(outcome, correction) for outcome in outcomes]
     if joint_fwe:
-        correct_jointly(results, tests, nulls, correction)
-    ds = label_results(results, tests, features, observations)
+        correct_jointly(results, outcomes, correction)
+    ds = label_results(results, plan.tests, features, observations, per_feature)
     return schema.annotate(ds).assign_attrs(
         alternative=alternative,
         regression=regression,
@@ -228,6 +263,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         tail=tail,
         convention=convention,
         statistic=statistic,
+        missing=missing,
         **({} if threshold is None else {"threshold": threshold}),
         ci_level=CI_LEVEL,
         dtype=dtype,
@@ -238,5 +274,10 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         n_feature=features.n_feature,
         n_missing=[int((result["excluded"] == 1).sum()) for result in results],
         n_constant=[int((result["excluded"] == 2).sum()) for result in results],
-        notes=[f"{test.name}: {test.note}" for test in tests if test.note],
+        notes=[f"{test.name}: {test.note}" for test in plan.tests if test.note],
     )
+
+
+def _check_words(**given: object) -> None:
+    for name, value in given.items():
+        check_choice(name, value, _WORDS[name])

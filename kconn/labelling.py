@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,16 @@ from kconn.permuting import Test
 
 
 def label_results(
-    results: list[dict[str, npt.NDArray[Any]]], tests: list[Test], features: Features, observations: Observations
+    results: list[dict[str, npt.NDArray[Any]]],
+    tests: list[Test],
+    features: Features,
+    observations: Observations,
+    per_feature: Mapping[str, npt.NDArray[Any]],
 ) -> xr.Dataset:
-    """Return the numbers of all contrasts as one Dataset; contrasts with fewer relabellings are padded."""
+    """Return the numbers of all contrasts as one Dataset; contrasts with fewer relabellings are padded.
+
+    ``per_feature``: what all contrasts share.
+    """
     shape = features.data.shape[1:]
     dims = tuple(map(str, features.data.dims[1:]))
     coords = {name: coord for name, coord in features.data.coords.items() if DIM not in coord.dims}
@@ -32,6 +40,7 @@ def label_results(
             variables[name] = (("tail" if name.endswith("_tails") else "limit", "contrast", *dims), stacked)
         else:
             variables[name] = (("contrast", *dims), np.stack([r[name].reshape(shape) for r in results]))
+    variables |= {name: (dims, values.reshape(shape)) for name, values in per_feature.items()}
     variables |= _label_tables(tests, n_perm, observations.n_obs)
     along = {
         "stat_kind": [test.engine.stat_kind for test in tests],

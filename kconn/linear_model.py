@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,13 @@ class Model:
     variance_groups: npt.NDArray[np.intp] | None
     convention: Convention
     has_feature_covariates: bool
+
+    def restrict(self, observed: npt.NDArray[np.bool_]) -> Model:
+        """Return the model of some observations, ``observed (n_obs,)``."""
+        groups = (
+            None if self.variance_groups is None else np.unique(self.variance_groups[observed], return_inverse=True)[1]
+        )
+        return replace(self, matrix=self.matrix[observed], variance_groups=groups)
 
     def plan(self, partition: glm.Partition, shuffling: Shuffling) -> glm.Engine:
         """Return the engine of one contrast."""

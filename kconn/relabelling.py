@@ -41,42 +41,67 @@ def read_blocks(blocks: Rows | None, observations: Observations) -> permutation.
     return permutation.exchange_tree(table if table.ndim == 1 or table.shape[1] > 1 else table[:, 0])
 
 
-def plan_tests(contrasts: Mapping[str, Any], model: Model, exchange: Exchange, *, joint: bool) -> list[Test]:
-    """Return one test per contrast: the split design, its relabellings and its engine."""
-    weights = {name: _read_contrast(name, given, model.columns) for name, given in contrasts.items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """Weights ``(regressor,)`` or ``(r, regressor)``, and the columns that tell relabellings apart."""
+
+    name: str
+    weights: npt.NDArray[np.float64]
+    tested: npt.NDArray[np.bool_]
+
+
+def read_contrasts(contrasts: Mapping[str, Any], columns: list[str], *, joint: bool) -> list[Contrast]:
+    """Return contrasts as weights of columns; jointly corrected ones share what tells relabellings apart."""
+    weights = {name: _read_contrast(name, given, columns) for name, given in contrasts.items()}
     if not weights:
         raise DesignError("E-CONTRAST", "there is no contrast", rule="at least one name with its weights")
-    partitions = {}
-    for name, contrast in weights.items():
-        try:
-            partitions[name] = glm.split_design(model.matrix, contrast)
-        except DesignError as error:
-            raise error.at(name) from error
-    tested: dict[str, npt.NDArray[np.bool_]] = {}
-    for name, contrast in weights.items():
-        tested[name] = np.asarray(np.atleast_2d(contrast).any(axis=0))
-    own = {name: permutation.label_rows(model.matrix[:, column]) for name, column in tested.items()}
+    tested = {name: np.asarray(np.atleast_2d(given).any(axis=0)) for name, given in weights.items()}
     if joint:
-        # One table for all: what any contrast tests decides which relabellings differ.
-        tested = dict.fromkeys(tested, np.asarray(np.any(list(tested.values()), axis=0)))
-    tests = []
-    for name, partition in partitions.items():
-        try:
-            labels = permutation.label_rows(model.matrix[:, tested[name]])
-            shuffling, kind, note = _plan_shuffling(labels, exchange)
-            engine = model.plan(partition, shuffling)
-        except DesignError as error:
-            raise error.at(name) from error
-        if joint and kind == "permutations" and own[name].max() == own[name].min():
-            raise DesignError(
-                "E-PERMUTATIONS",
-                "no relabelling of the common table changes what this contrast tests",
-                where=name,
-                rule="with joint_fwe all contrasts share one table",
-                fix="test a mean in a call of its own, or with sign_flip=True",
-            )
-        tests.append(Test(name=name, shuffling=shuffling, kind=kind, note=note, engine=engine))
-    return tests
+        every = {found.size for found in tested.values()}
+        if every == {len(columns)}:
+            tested = dict.fromkeys(tested, np.asarray(np.any(list(tested.values()), axis=0)))
+    return [Contrast(name=name, weights=given, tested=tested[name]) for name, given in weights.items()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Contrasts and, for each, its test on all observations."""
+
+    contrasts: list[Contrast]
+    tests: list[Test]
+    model: Model
+    exchange: Exchange
+
+
+def plan_tests(contrasts: list[Contrast], model: Model, exchange: Exchange) -> Plan:
+    """Return one test per contrast: the split design, its relabellings and its engine."""
+    tests = [_plan_test(contrast, model, exchange) for contrast in contrasts]
+    return Plan(contrasts=contrasts, tests=tests, model=model, exchange=exchange)
+
+
+def _plan_test(contrast: Contrast, model: Model, exchange: Exchange) -> Test:
+    try:
+        partition = glm.split_design(model.matrix, contrast.weights)
+        labels = permutation.label_rows(model.matrix[:, contrast.tested])
+        shuffling, kind, note = _plan_shuffling(labels, exchange)
+        if kind == "permutations":
+            refuse_idle(model.matrix, contrast.weights)
+        engine = model.plan(partition, shuffling)
+    except DesignError as error:
+        raise error.at(contrast.name) from error
+    return Test(name=contrast.name, shuffling=shuffling, kind=kind, note=note, engine=engine)
+
+
+def refuse_idle(matrix: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> None:
+    """Refuse to permute for a contrast whose own tested columns are the same for all observations."""
+    own = permutation.label_rows(matrix[:, np.atleast_2d(weights).any(axis=0)])
+    if own.max() == own.min():
+        raise DesignError(
+            "E-PERMUTATIONS",
+            "no relabelling of the common table changes what this contrast tests",
+            rule="with joint_fwe all contrasts share one table",
+            fix="test a mean in a call of its own, or with sign_flip=True",
+        )
 
 
 def _read_contrast(name: str, weights: Any, columns: list[str]) -> npt.NDArray[np.float64]:

@@ -118,6 +118,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "cluster": Variable(
         dims=((),), kind="i", unit="1", doc="Cluster, numbered by size from 1; below 0 on the other side; 0 outside."
     ),
+    "n_observed": Variable(dims=((),), kind="i", unit="1", doc="Observations that a feature is tested on."),
     "excluded": Variable(
         dims=((),), kind="i", unit="1", doc="0 tested; 1 missing values; 2 does not vary beyond the nuisance."
     ),

@@ -140,14 +140,17 @@ def refit(y, design, contrast, permutation, regression):
         "manly": (full, move.T @ y),
         "ter-braak": (full, move.T @ resid_full @ y),
         "dekker": (np.column_stack([move @ tested, nuisance]), y),
+        "still-white": (move @ tested, resid_nuisance @ y),
     }[regression]
     fit = ols(model, response)
+    # The degrees of freedom are those of the full model, also where the nuisance is not refitted.
+    dof_ratio = (len(y) - full.shape[1]) / fit.df_resid
     if len(rows) == 1:
-        return fit.tvalues[0]
-    return fit.f_test(np.eye(len(rows), full.shape[1])).fvalue
+        return fit.tvalues[0] * np.sqrt(dof_ratio)
+    return fit.f_test(np.eye(len(rows), model.shape[1])).fvalue * dof_ratio
 
 
-@pytest.mark.parametrize("regression", ["freedman-lane", "manly", "ter-braak", "dekker"])
+@pytest.mark.parametrize("regression", ["freedman-lane", "manly", "ter-braak", "dekker", "still-white"])
 @pytest.mark.parametrize("contrast", [T, F], ids=["t", "F"])
 def test_tally__equals_a_refit_of_every_relabelling(design, values, contrast, regression):
     partition = glm.split_design(design, contrast)

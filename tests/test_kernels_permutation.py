@@ -198,3 +198,29 @@ def test_exchanged_sets__joins_what_any_row_exchanges():
     sets = pm.exchanged_sets(np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [0, 2, 1, 3, 4]]))
     assert sets[0] == sets[1] == sets[2]
     assert len({sets[0], sets[3], sets[4]}) == 3
+
+
+TREES = {
+    "free": np.ones(6, dtype=int),
+    "within": np.array([1, 1, 1, 2, 2, 2]),
+    "whole": np.array([-1, -1, -2, -2, -3, -3]),
+    "whole and within": np.array([[1, 1], [1, 1], [1, 2], [1, 2], [1, 3], [1, 3]]),
+    "three levels": np.array([[-1, 1, 1], [-1, 1, 1], [-1, 1, 2], [-1, 1, 2], [-1, -2, 3], [-1, -2, 4]]),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("missing", [[0], [5], [1, 2], [0, 3], [0, 2, 4], [0, 1, 2, 3, 4]])
+def test_restrict_tree__is_what_keeps_the_missing_ones_apart(name, missing):
+    def every(tree, n_obs):
+        if pm.count_permutations(tree, np.arange(n_obs)) == 1:
+            return np.arange(n_obs)[None]
+        return pm.plan_shuffling(np.arange(n_obs), n_perm=1000, seed=0, tree=tree).permutations
+
+    tree = pm.exchange_tree(TREES[name])
+    observed = np.isin(np.arange(6), missing, invert=True)
+    place = np.cumsum(observed) - 1
+    kept = {tuple(place[row[observed]]) for row in every(tree, 6) if observed[row[observed]].all()}
+    cut = pm.restrict_tree(tree, observed)
+    assert {tuple(row) for row in every(cut, observed.sum())} == kept
+    assert pm.count_permutations(cut, np.arange(observed.sum())) == len(kept)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from kconn.inference import permutation_test
 from kconn.kernels import glm
@@ -71,6 +72,7 @@ def test_permutation_test__equals_palm(case):
     np.testing.assert_allclose(res["stat"][0], case.out["out_tstat"], rtol=RTOL)
     np.testing.assert_allclose(res["zstat"][0], case.out["z_c1"], rtol=RTOL, atol=1e-9)
     np.testing.assert_allclose(res["max_stat"][:, 0], case.out["maxz_c1"], rtol=RTOL)
+    np.testing.assert_allclose(res["max_stat"][:, 0], case.out["out_tstat_max"], rtol=RTOL)
     assert_counts_equal(res["p_unc"][0], case.out["out_tstat_uncp"], n_perm)
     assert_counts_equal(res["p_fwe"][0], case.out["out_tstat_fwep"], n_perm)
 
@@ -87,11 +89,31 @@ def test_permutation_test__equals_palm_with_nuisance_and_two_contrasts(case):
         np.testing.assert_allclose(one["p_fdr"], case.out[f"out_tstat_fdrp_{name}"], rtol=1e-12)
         assert_counts_equal(one["p_unc"], case.out[f"out_tstat_uncp_{name}"], 2000)
         assert_counts_equal(one["p_fwe"], case.out[f"out_tstat_fwep_{name}"], 2000)
+        # What follows from these: the variance of the effect, the parametric p and its adjustment.
+        np.testing.assert_allclose((one["effect"] / one["stat"]) ** 2, case.out[f"out_varcope_{name}"], rtol=RTOL)
+        parametric = stats.norm.sf(one["zstat"])
+        np.testing.assert_allclose(parametric, case.out[f"out_tstat_uncparap_{name}"], rtol=RTOL)
+        adjusted = stats.false_discovery_control(parametric)
+        np.testing.assert_allclose(adjusted, case.out[f"out_tstat_fdrparap_{name}"], rtol=RTOL)
     # One contrast, its other tail, is the opposite contrast.
     first = res.sel(contrast="c1", tail="less")
     assert_counts_equal(first["p_unc_tails"], case.out["out_tstat_uncp_c2"], 2000)
     assert_counts_equal(first["p_fwe_tails"], case.out["out_tstat_fwep_c2"], 2000)
     assert res["n_distinct"].to_numpy().tolist() == [113380261800.0] * 2
+
+
+@pytest.mark.parametrize("case", ["two_sample_cov"], indirect=True)
+def test_permutation_test__palm_convention_gives_its_maxima_and_effect_sizes(case):
+    res = case.run({"c1": case.contrasts[0], "c2": case.contrasts[1]}, convention="palm")
+    for name in ("c1", "c2"):
+        one = res.sel(contrast=name)
+        np.testing.assert_allclose(one["max_stat"], case.out[f"maxz_{name}"], rtol=RTOL)
+        np.testing.assert_allclose(one["max_stat"], case.out[f"out_tstat_max_{name}"], rtol=RTOL)
+        np.testing.assert_allclose(one["cohen_d"], case.out[f"out_cohen_{name}"], rtol=RTOL)
+        np.testing.assert_allclose(1 / one["cohen_d"], case.out[f"out_cfvar_{name}"], rtol=RTOL)
+    # Ours does not depend on the coding of the design; PALM's is the effect over the range of the tested regressor.
+    ours = case.run({"c1": case.contrasts[0]})["cohen_d"][0]
+    np.testing.assert_allclose(res["cohen_d"][0] / ours, 1.2743035854124114, rtol=1e-9)
 
 
 @pytest.mark.parametrize("case", ["two_sample_cov"], indirect=True)
@@ -112,6 +134,8 @@ def test_permutation_test__equals_palm_for_f(case):
     np.testing.assert_allclose(res["zstat"][0], case.out["z_c1"], rtol=RTOL, atol=1e-9)
     maxima = glm.f_to_z(res["max_stat"][:, 0].to_numpy(), 2, 32)
     np.testing.assert_allclose(maxima, case.out["maxz_c1"], rtol=RTOL)
+    np.testing.assert_allclose(maxima, case.out["out_fstat_max"], rtol=RTOL)
+    np.testing.assert_allclose(stats.norm.sf(res["zstat"][0]), case.out["out_fstat_uncparap"], rtol=RTOL)
     assert_counts_equal(res["p_unc"][0], case.out["out_fstat_uncp"], 1000)
     assert_counts_equal(res["p_fwe"][0], case.out["out_fstat_fwep"], 1000)
 
@@ -127,6 +151,13 @@ def test_permutation_test__exact_counts(case, own_table):
     assert res["exhaustive"].item()
     assert res.sizes["permutation"] == res["n_distinct"].item() == 70
     np.testing.assert_allclose(res["stat"][0], case.out["out_tstat"], rtol=RTOL)
+    np.testing.assert_allclose(res["zstat"][0], case.out["z_c1"], rtol=RTOL, atol=1e-9)
+    maxima = glm.t_to_z(np.sort(res["max_stat"][:, 0]), 6)
+    np.testing.assert_allclose(maxima, np.sort(case.out["maxz_c1"]), rtol=RTOL)
+    np.testing.assert_array_equal(case.out["maxz_c1"], case.out["out_tstat_max"])
+    # No tie is lost in this one-sided case, so PALM's own p are the exact ones too.
+    assert_counts_equal(res["p_unc"][0], case.out["out_tstat_uncp"], 70)
+    assert_counts_equal(res["p_fwe"][0], case.out["out_tstat_fwep"], 70)
     np.testing.assert_array_equal(counts(res["p_unc"][0], 70), case.out["exact_uncp_count"])
     np.testing.assert_array_equal(counts(res["p_fwe"][0], 70), case.out["exact_fwep_count"])
 
@@ -154,7 +185,11 @@ def test_permutation_test__joint_correction_equals_palm(case):
 
 @pytest.mark.parametrize("case", ["accel_tail"], indirect=True)
 def test_permutation_test__tail_equals_palm(case):
-    res = case.run({"c1": case.contrasts[0]}, tail="gpd")
+    res = case.run({"c1": case.contrasts[0]}, tail="gpd", convention="palm")
+    np.testing.assert_allclose(res["stat"][0], case.out["out_tstat"], rtol=RTOL)
+    np.testing.assert_allclose(res["zstat"][0], case.out["z_c1"], rtol=RTOL, atol=1e-9)
+    np.testing.assert_allclose(res["max_stat"][:, 0], case.out["maxz_c1"], rtol=RTOL)
+    np.testing.assert_allclose(res["max_stat"][:, 0], case.out["out_tstat_max"], rtol=RTOL)
     np.testing.assert_allclose(res["p_fwe"][0], case.out["out_tstat_fwep"], rtol=1e-6)
     assert (res["p_fwe"] < 1 / 500).any()
 
@@ -166,6 +201,8 @@ def test_permutation_test__variance_groups_equal_palm(case):
     assert res["stat_kind"].item() == "v"
     np.testing.assert_allclose(res["stat"][0], case.out["out_vstat"], rtol=RTOL)
     np.testing.assert_allclose(res["dof"][0], case.out["df2_c1"], rtol=RTOL)
+    np.testing.assert_allclose(res["dof"][0], case.out["out_vstat_dof"], rtol=RTOL)
+    np.testing.assert_allclose(res["max_stat"][:, 0], case.out["out_vstat_max"], rtol=RTOL)
     np.testing.assert_allclose(res["zstat"][0], case.out["z_c1"], rtol=RTOL, atol=1e-9)
     np.testing.assert_allclose(res["max_stat"][:, 0], case.out["maxz_c1"], rtol=RTOL)
     assert_counts_equal(res["p_unc"][0], case.out["out_vstat_uncp"], 1000)
@@ -190,6 +227,15 @@ class Volume(Case):
         return self.out[name][self.mask]
 
 
+def assert_single_voxels_equal(res, case):
+    n_perm = res.sizes["permutation"]
+    np.testing.assert_allclose(res["stat"][0], case.map("out_vox_tstat"), rtol=RTOL)
+    np.testing.assert_allclose(res["max_stat"][:, 0], case.out["maxz_c1"], rtol=RTOL)
+    np.testing.assert_allclose(res["max_stat"][:, 0], case.out["out_vox_tstat_max"], rtol=RTOL)
+    assert_counts_equal(res["p_unc"][0], case.map("out_vox_tstat_uncp"), n_perm)
+    assert_counts_equal(res["p_fwe"][0], case.map("out_vox_tstat_fwep"), n_perm)
+
+
 def test_permutation_test__cluster_extent_equals_palm(palm_oracles):
     case = Volume(palm_oracles / "vol_extent")
     contrast = {"c1": case.contrasts[0]}
@@ -197,12 +243,14 @@ def test_permutation_test__cluster_extent_equals_palm(palm_oracles):
     res = case.run(contrast, **options)
     np.testing.assert_allclose(res["stat"][0], case.map("out_vox_tstat"), rtol=RTOL)
     np.testing.assert_array_equal(res["enhanced"][0], case.map("out_clustere_tstat"))
+    np.testing.assert_array_equal(res["enhanced"][0], case.map("clu_vol"))
+    np.testing.assert_allclose(res["zstat"][0], case.map("z_vol"), rtol=RTOL, atol=1e-9)
     np.testing.assert_array_equal(res["max_stat"][:, 0], case.out["clumax_c1"])
+    np.testing.assert_array_equal(res["max_stat"][:, 0], case.out["out_clustere_tstat_max"])
     assert_counts_equal(res["p_fwe"][0], case.map("out_clustere_tstat_fwep"), 500)
     assert res["cluster"].max() == 5
     single = case.run(contrast, statistic="voxel", convention="palm")
-    assert_counts_equal(single["p_unc"][0], case.map("out_vox_tstat_uncp"), 500)
-    assert_counts_equal(single["p_fwe"][0], case.map("out_vox_tstat_fwep"), 500)
+    assert_single_voxels_equal(single, case)
 
 
 def test_permutation_test__tfce_equals_palm(palm_oracles):
@@ -210,6 +258,19 @@ def test_permutation_test__tfce_equals_palm(palm_oracles):
     options = {"statistic": "tfce", "neighbours": 6, "tfce": Tfce(step=0.1), "convention": "palm"}
     res = case.run({"c1": case.contrasts[0]}, **options)
     np.testing.assert_allclose(res["enhanced"][0], case.map("out_tfce_tstat"), rtol=RTOL)
+    np.testing.assert_allclose(res["enhanced"][0], case.map("tfce_vol"), rtol=RTOL)
+    np.testing.assert_allclose(res["zstat"][0], case.map("z_vol"), rtol=RTOL, atol=1e-9)
     np.testing.assert_allclose(res["max_stat"][:, 0], case.out["tfcemax_c1"], rtol=RTOL)
+    np.testing.assert_allclose(res["max_stat"][:, 0], case.out["out_tfce_tstat_max"], rtol=RTOL)
+    np.testing.assert_array_equal(counts(res["p_unc"][0], 100), case.map("tfce_count_vol"))
+    assert_single_voxels_equal(case.run({"c1": case.contrasts[0]}, statistic="voxel", convention="palm"), case)
     assert_counts_equal(res["p_unc"][0], case.map("out_tfce_tstat_uncp"), 100)
     assert_counts_equal(res["p_fwe"][0], case.map("out_tfce_tstat_fwep"), 100)
+
+
+def test_cases__every_field_is_compared(palm_oracles):
+    """A field that no test above names would be a field that no test compares."""
+    source = Path(__file__).read_text(encoding="utf-8").replace("{name}", "c1")
+    for path in sorted(palm_oracles.glob("*/palm.npz")):
+        for field in np.load(path).files:
+            assert f'"{field.replace("_c2", "_c1")}"' in source, (path.parent.name, field)

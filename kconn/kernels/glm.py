@@ -11,6 +11,7 @@ counts are taken there. P moves the rows of ``[Qx Qz]``, never the data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Final, Literal, Protocol
 
@@ -24,7 +25,7 @@ from kconn.kernels.permutation import Relabelling, Shuffling, exchanged_sets
 
 Array = npt.NDArray[np.floating]
 FloatArray = npt.NDArray[np.float64]
-Regression = Literal["freedman-lane", "dekker", "draper-stoneman", "ter-braak", "manly"]
+Regression = Literal["freedman-lane", "dekker", "draper-stoneman", "still-white", "ter-braak", "manly"]
 
 #: A singular value this far below the largest is zero.
 RANK_RTOL: Final = 1e-10
@@ -81,6 +82,32 @@ def check_design(design: FloatArray) -> None:
             rule="the columns of a design are linearly independent",
             fix="drop the dependent columns, for example the intercept beside a full set of group columns",
         )
+
+
+def drop_dependent(design: FloatArray, contrast: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return a design and contrast without nuisance columns that follow from other nuisance columns.
+
+    The model stays the same: a nuisance counts by the space it spans. Columns that the contrast weights are kept, and
+    come first.
+
+    Parameters
+    ----------
+    design
+        ``(n_obs, n_column)``, for example of some observations of a larger study.
+    contrast
+        ``(n_column,)`` or ``(r, n_column)``.
+    """
+    rows = np.atleast_2d(contrast)
+    tested = rows.any(axis=0)
+    nuisance = design[:, ~tested]
+    norms = np.linalg.norm(nuisance, axis=0)
+    nuisance = nuisance[:, norms > 0] / norms[norms > 0]
+    if nuisance.shape[1]:
+        _, triangle, pivots = linalg.qr(nuisance, mode="economic", pivoting=True)
+        diagonal = np.abs(np.diag(triangle))
+        nuisance = nuisance[:, np.sort(pivots[: int((diagonal > RANK_RTOL * max(1.0, diagonal[0])).sum())])]
+    weights = np.concatenate([rows[:, tested], np.zeros((len(rows), nuisance.shape[1]))], axis=1)
+    return np.column_stack([design[:, tested], nuisance]), weights
 
 
 def split_design(design: FloatArray, contrast: FloatArray) -> Partition:
@@ -198,6 +225,17 @@ def join_observed(parts: list[Observed]) -> Observed:
     )
 
 
+def scatter_observed(parts: Sequence[tuple[npt.NDArray[np.intp], Observed]], n_feature: int) -> Observed:
+    """Return fits of some features each, at their positions among all; the others are excluded as missing."""
+    out = {field.name: np.full(n_feature, np.nan) for field in fields(Observed) if field.name != "excluded"}
+    excluded = np.ones(n_feature, dtype=np.int8)
+    for positions, part in parts:
+        excluded[positions] = part.excluded
+        for name, values in out.items():
+            values[positions] = getattr(part, name)
+    return Observed(**out, excluded=excluded)
+
+
 def _combine(projections: FloatArray) -> FloatArray:
     return projections[0] if len(projections) == 1 else np.asarray((projections**2).sum(axis=0))
 
@@ -269,6 +307,10 @@ def fold_z(z: FloatArray) -> FloatArray:
 
 class Engine(Protocol):
     """What carries out a test: how the data are prepared, what is relabelled, and on which scale results compare."""
+
+    @property
+    def partition(self) -> Partition:
+        """The design seen from the contrast."""
 
     @property
     def stat_kind(self) -> str:
@@ -420,6 +462,8 @@ def plan_pooled(partition: Partition, shuffling: Shuffling, regression: Regressi
     * ``dekker`` and ``draper-stoneman`` permute the tested part, with the nuisance regressed out of it again. They
       differ only in whether the tested part is made orthogonal to the nuisance first; in the partition used here it
       already is.
+    * ``still-white`` permutes the tested part and leaves the nuisance out of the refit, with the degrees of freedom of
+      the full model: biased where the permuted tested part correlates with the nuisance, offered for comparison.
     * ``ter-braak`` permutes the residuals of the full model.
     * ``manly`` permutes the data.
 
@@ -434,6 +478,8 @@ def plan_pooled(partition: Partition, shuffling: Shuffling, regression: Regressi
             removed=partition.nuisance,
             cleaned=partition.nuisance,
         )
+    if regression == "still-white":
+        return PooledVariance(partition=partition, vectors=partition.tested, removed=partition.nuisance)
     fixed, moved = split_invariant(partition.nuisance, shuffling)
     removed = {
         "freedman-lane": partition.nuisance,

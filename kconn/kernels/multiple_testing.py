@@ -63,7 +63,7 @@ FDR: Final = {"bh": adjust_benjamini_hochberg, "bky": adjust_benjamini_krieger_y
 
 
 def binomial_limits(
-    counts: npt.NDArray[np.integer] | FloatArray, n_perm: int, *, level: float
+    counts: npt.NDArray[np.integer] | FloatArray, n_perm: int | npt.NDArray[np.integer], *, level: float
 ) -> tuple[FloatArray, FloatArray]:
     """Return exact confidence limits of the p-value that all relabellings would give.
 
@@ -72,8 +72,8 @@ def binomial_limits(
     counts
         Relabellings at least as extreme as the observed one, identity included; NaN gives NaN.
     n_perm
-        Relabellings, identity included. The identity is no random draw: the limits are those of ``counts - 1``
-        successes in ``n_perm - 1`` trials.
+        Relabellings, identity included; one number for all or one per count. The identity is no random draw: the limits
+        are those of ``counts - 1`` successes in ``n_perm - 1`` trials.
     level
         Coverage, for example 0.95.
 

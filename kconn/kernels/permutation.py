@@ -75,6 +75,22 @@ class Shuffling:
         signs = None if self.signs is None else self.signs[start:stop]
         return Relabelling(permutations=self.permutations[start:stop], signs=signs)
 
+    def restrict(self, observed: npt.NDArray[np.bool_]) -> Shuffling:
+        """Return the sign flips of some observations: a table that permutes cannot be cut.
+
+        Parameters
+        ----------
+        observed
+            ``(n_obs,)``.
+        """
+        n_obs = int(observed.sum())
+        return Shuffling(
+            permutations=np.broadcast_to(np.arange(n_obs, dtype=np.int32), (self.n_perm, n_obs)),
+            signs=None if self.signs is None else np.ascontiguousarray(self.signs[:, observed]),
+            n_distinct=self.n_distinct,
+            exhaustive=self.exhaustive,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relabelling:
@@ -176,6 +192,42 @@ def _size(part: Block | int) -> int:
 
 def _leaves(part: Block | int) -> list[int]:
     return [part] if isinstance(part, int) else [leaf for inner in part.parts for leaf in _leaves(inner)]
+
+
+def restrict_tree(tree: Block, observed: npt.NDArray[np.bool_]) -> Block:
+    """Return the exchanges that keep the observed and the missing observations apart.
+
+    Positions count the observed ones. Of blocks that were exchanged as wholes, those with the same places observed
+    still are.
+
+    Parameters
+    ----------
+    tree
+        The exchanges of all observations.
+    observed
+        ``(n_obs,)``, at least one true.
+    """
+    place = np.where(observed, np.cumsum(observed) - 1, -1)
+    kept = _prune(tree, place)[0]
+    return kept if isinstance(kept, Block) else Block(exchangeable=False, parts=(0,))
+
+
+def _prune(part: Block | int, place: IntArray) -> tuple[Block | int | None, object]:
+    """Return what is observed of a part, and a key that is equal for parts with the same places observed."""
+    if isinstance(part, int):
+        return (int(place[part]), "observed") if place[part] >= 0 else (None, "missing")
+    pruned = [_prune(child, place) for child in part.parts]
+    kept = [(child, key) for child, key in pruned if child is not None]
+    if not kept:
+        return None, "missing"
+    if not part.exchangeable:
+        return Block(exchangeable=False, parts=tuple(child for child, _ in kept)), tuple(key for _, key in pruned)
+    alike: dict[str, list[Block | int]] = {}
+    for child, key in sorted(kept, key=lambda one: repr(one[1])):
+        alike.setdefault(repr(key), []).append(child)
+    sets = [Block(exchangeable=True, parts=tuple(children)) for children in alike.values()]
+    key = ("exchanged", tuple((name, len(children)) for name, children in alike.items()))
+    return (sets[0] if len(sets) == 1 else Block(exchangeable=False, parts=tuple(sets))), key
 
 
 def label_rows(columns: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
