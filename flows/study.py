@@ -30,11 +30,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from kconn.cli import EXIT_DONE, guarded
 from kconn.errors import KconnError, unforeseen
+from kconn.exclusions import list_exclusions
 from kconn.execution import Event, run_chain, run_cohort_step
 from kconn.io import store
 from kconn.plan import Step
 from kconn.report.study import write_study_report
-from kconn.summary import excluded_runs
 from kconn.workbench import Workbench, connected, prepare, writing
 
 #: Tasks that wait at the same time; each waits for one run on the workers.
@@ -137,9 +137,9 @@ def publish_report(session: Session) -> None:
     create_link_artifact(
         key="report", link=bench.study.report.resolve().as_uri(), link_text=f"{bench.study.study.name}: report"
     )
-    rows = [f"| {where} | {reason} |" for where, reason in excluded_runs(bench).items()]
-    table = "\n".join(["| run | left out because |", "|---|---|", *rows]) if rows else "No run was left out."
-    create_markdown_artifact(key="exclusions", markdown=table, description="Runs left out of the group analysis")
+    rows = [f"| {found.where} | {found.left_out_of} | {found.reason} |" for found in list_exclusions(bench)]
+    table = "\n".join(["| what | of | left out because |", "|---|---|---|", *rows]) if rows else "Nothing was left out."
+    create_markdown_artifact(key="exclusions", markdown=table, description="What was left out, and why")
     get_run_logger().info("report written")
 
 

@@ -30,9 +30,16 @@ from .nodes import (
 )
 from .parcellation import parcellate as parcellate
 from .quality import (
+    estimate_carpet as estimate_carpet,
+    estimate_courses as estimate_courses,
     estimate_dvars as estimate_dvars,
-    estimate_qc_fc as estimate_qc_fc,
+    estimate_motion as estimate_motion,
     estimate_quality as estimate_quality,
+)
+from .quality_cohort import (
+    average_subjects as average_subjects,
+    compare_motion as compare_motion,
+    estimate_qc_fc as estimate_qc_fc,
 )
 from .reliability import estimate_icc as estimate_icc
 from .sliding_windows import (

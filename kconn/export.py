@@ -15,19 +15,21 @@ import xarray as xr
 
 from kconn.chunks import MIB
 from kconn.errors import StoreError
+from kconn.exclusions import list_exclusions, tabulate_exclusions
 from kconn.io import cubes, derivatives, layout, nifti_write, store
 from kconn.io.derivatives import bids_label, bids_name
 from kconn.io.files import sha256_file, write_atomic
 from kconn.kernels.netmats import unpack_edges
 from kconn.kinds import KINDS, describe_unit
-from kconn.plan import Step
+from kconn.plan import RUN_STAGES, Step
+from kconn.quality_cohort import COMPARED
 from kconn.survey import RunFacts
 from kconn.workbench import Workbench
 
 #: Task of runs whose files name none: a BIDS file of functional data must have one.
 _TASK: Final = "rest"
 #: Quality columns that count something.
-_COUNTS: Final = ("n_frames", "n_kept", "n_regressors", "df_left", "n_constant")
+_COUNTS: Final = ("n_frames", "n_kept", "n_regressors", "df_left", "n_constant", "n_uncovered")
 _RUN_ROLES: Final = frozenset(
     {"bold", "timeseries", "mask", "confounds", "confounds_sidecar", "sidecar", "fd", "mixing", "noise"}
 )
@@ -186,6 +188,7 @@ class _RunOutputs:
         self.bench = bench
         self.steps = {step.address: step for step in bench.plan.steps}
         self.excluded = _excluded_runs(bench)
+        self.uncovered = _excluded_addresses(bench)
 
     def list(self, *, images: bool) -> Iterator[_Output]:
         steps = self.bench.plan.runs()
@@ -193,7 +196,8 @@ class _RunOutputs:
             if facts.where in self.excluded:
                 continue
             for step in steps[facts.where]:
-                yield from self._of(facts, step, images=images and facts.run.bold is not None)
+                if step.address not in self.uncovered:
+                    yield from self._of(facts, step, images=images and facts.run.bold is not None)
 
     def _of(self, facts: RunFacts, step: Step, *, images: bool) -> Iterator[_Output]:
         match step.stage:
@@ -289,7 +293,7 @@ class _GroupOutputs:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self.steps = bench.plan.cohort()
-        self.excluded = _excluded_runs(bench)
+        self.excluded = _excluded_addresses(bench)
         self.runs = {facts.where: facts for facts in bench.survey.runs}
 
     def list(self) -> Iterator[_Output]:
@@ -298,8 +302,14 @@ class _GroupOutputs:
             match step.stage:
                 case "quality":
                     yield from self._quality(step)
+                case "motion":
+                    yield self._motion(step)
+                case "coverage":
+                    yield self._coverage(step)
                 case "cohort":
                     yield self._netmats(step)
+                case "qcfc":
+                    yield self._qc_fc(step)
                 case "test":
                     yield from self._test(step)
                 case _:
@@ -321,21 +331,51 @@ class _GroupOutputs:
             description="Runs and subjects that no result holds, with the reason.",
         )
 
-    def _exclusions(self, quality: xr.Dataset) -> dict[str, npt.ArrayLike]:
-        rows = [
-            (f"sub-{subject}", f"ses-{session}", str(run), str(reason))
-            for subject, session, run, reason in zip(
-                *(quality[name].to_numpy() for name in ("subject", "session", "run", "excluded")), strict=True
-            )
-            if reason
-        ]
-        rows += [(f"sub-{subject}", "", "", reason) for subject, reason in sorted(self.bench.plan.left_out.items())]
-        names = ("participant_id", "session_id", "run", "reason")
-        return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(names)}
+    def _exclusions(self, _: xr.Dataset) -> Mapping[str, npt.ArrayLike]:
+        return tabulate_exclusions(list_exclusions(self.bench))
+
+    def _motion(self, step: Step) -> _Output:
+        return _Output(
+            name="group/motion.tsv",
+            step=step,
+            sources=("group/quality.tsv",),
+            write=_table(_motion_columns),
+            description="Head motion compared between groups (Welch's t) and between visits (paired t).",
+            about=lambda _: {
+                "p_parametric": {"Description": "two-sided, of t with dof degrees of freedom, uncorrected"},
+                "p_unc": {"Description": "two-sided, by permutation or sign flips, uncorrected"},
+            },
+        )
+
+    def _coverage(self, step: Step) -> _Output:
+        atlas = bids_label(step.address.path.split("/")[-1])
+        return _Output(
+            name=f"group/group_{bids_name({'atlas': atlas, 'stat': 'coverage'}, 'quality.tsv')}",
+            step=step,
+            inputs=tuple(
+                other
+                for other in self.bench.plan.steps
+                if other.stage == "ingest" or other.address in {up.address for up in step.upstream}
+            ),
+            write=_table(_quality_columns),
+            description="Share of the voxels of all nodes that have data in each run, and nodes with too few.",
+        )
+
+    def _qc_fc(self, step: Step) -> _Output:
+        _, node_set, *kind = step.address.path.split("/")
+        stat = KINDS[kind[0] if kind else "corr"].bids
+        return _Output(
+            name=f"group/group_{bids_name({'atlas': bids_label(node_set), 'stat': stat}, 'qcfc.tsv')}",
+            step=step,
+            sources=("group/quality.tsv",),
+            write=_table(_qc_fc_columns),
+            description="Correlation of each connection with mean framewise displacement over subjects.",
+            about=_about_qc_fc,
+        )
 
     def _nodes(self) -> Iterator[_Output]:
         """Describe each node set once, from the first run that has its series."""
-        made = [step for step in self.bench.plan.steps if step.stage == "nodes" and step.where not in self.excluded]
+        made = [step for step in self.bench.plan.steps if step.stage == "nodes" and step.address not in self.excluded]
         for step in {other.address.path.split("/")[-1]: other for other in reversed(made)}.values():
             atlas = bids_label(step.address.path.split("/")[-1])
             yield _Output(
@@ -348,7 +388,7 @@ class _GroupOutputs:
 
     def _netmats(self, step: Step) -> _Output:
         by_address = {other.address: other for other in self.bench.plan.steps}
-        made_from = [by_address[up.address] for up in step.upstream]
+        made_from = [by_address[up.address] for up in step.upstream if up.address.step == "netmat"]
         return _Output(
             name=self._name(step, "netmats.tsv"),
             step=step,
@@ -357,7 +397,7 @@ class _GroupOutputs:
             sources=tuple(
                 _netmat_name(self.runs[netmat.where], netmat)
                 for netmat in made_from
-                if netmat.where not in self.excluded
+                if netmat.address not in self.excluded
             ),
             about=lambda ds: {"Values": _values_of(ds["netmat"])},
         )
@@ -453,6 +493,12 @@ def _netmat_name(facts: RunFacts, step: Step) -> str:
     return _run_name(facts, "relmat.tsv", atlas=bids_label(node_set), stat=KINDS[kind].bids)
 
 
+def _excluded_addresses(bench: Workbench) -> set[store.Address]:
+    """Return the results of runs that were left out, of everything or of one node set."""
+    steps = (step for step in bench.plan.steps if step.stage in RUN_STAGES and step.stage != "ingest")
+    return {step.address for step in steps if "excluded" in cubes.read_attrs(bench.study.store, step.address)}
+
+
 def _excluded_runs(bench: Workbench) -> set[str]:
     steps = (step for step in bench.plan.steps if step.stage == "denoise")
     return {step.where for step in steps if "excluded" in cubes.read_attrs(bench.study.store, step.address)}
@@ -527,11 +573,40 @@ def _quality_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
         "session_id": [f"ses-{label}" for label in result["session"].to_numpy()],
         "run": result["run"].to_numpy(),
     }
-    named = {"subject", "session", "run", "excluded"}
+    named = {"subject", "session", "run", "excluded", "session_excluded"}
     for name in sorted(set(map(str, result.data_vars)) - named):
         values = result[name].to_numpy()
         columns[name] = _counts(values) if name in _COUNTS else values
-    return {**columns, "excluded": result["excluded"].to_numpy()}
+    return columns | {name: result[name].to_numpy() for name in ("excluded", "session_excluded") if name in result}
+
+
+def _motion_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
+    """Return one row per comparison and measure."""
+    n_comparison, n_measure = result.sizes["comparison"], result.sizes["measure"]
+    words = ("test", "factor", "first", "second", "at")
+    columns: dict[str, npt.ArrayLike] = {name: np.repeat(result[name].to_numpy(), n_measure) for name in words}
+    columns["measure"] = np.tile(result["measure"].to_numpy(), n_comparison)
+    return columns | {name: result[name].to_numpy().ravel() for name in COMPARED}
+
+
+def _qc_fc_columns(result: xr.Dataset) -> Mapping[str, npt.ArrayLike]:
+    names = sorted(str(name) for name in result.data_vars if result[name].dims == ("edge",))
+    coords = {name: result[name].to_numpy() for name in ("node_i", "node_j") if name in result.coords}
+    return coords | {name: result[name].to_numpy() for name in names}
+
+
+def _about_qc_fc(result: xr.Dataset) -> dict[str, Any]:
+    """Return the summaries, and why there are none where there are none."""
+    numbers = {
+        str(name): [None if np.isnan(value) else float(value) for value in result[name].to_numpy().ravel()]
+        for name in result.data_vars
+        if "edge" not in result[name].dims
+    }
+    summary = {name: values[0] if len(values) == 1 else values for name, values in sorted(numbers.items())}
+    return {**{str(name): value for name, value in result.attrs.items() if name in _QC_FC_ATTRS}, "Summary": summary}
+
+
+_QC_FC_ATTRS: Final = ("n_subject", "covariates", "not_estimated")
 
 
 def _counts(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:

@@ -31,6 +31,7 @@ from kconn.nodes import (
 __all__ = [
     "Columns",
     "NodeSet",
+    "find_atlas_coverage",
     "find_members",
     "find_uncovered",
     "nodes_from_columns",
@@ -67,7 +68,7 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
     Returns
     -------
     xr.Dataset
-        ``ds`` with ``timeseries (node, time)`` float64 and ``coverage (node)``.
+        ``ds`` with ``timeseries (node, time)`` float64, ``coverage (node)`` and ``n_voxel (node)``.
 
     Raises
     ------
@@ -97,6 +98,7 @@ def parcellate(ds: xr.Dataset, nodes: NodeSet, *, min_coverage: float = 0.5) -> 
     out = ds.assign_coords(nodes.coords()).assign(
         timeseries=xr.DataArray(series, dims=("node", "time"), attrs={"source": signal}),
         coverage=xr.DataArray(coverage, dims=("node",), attrs={"min_coverage": min_coverage}),
+        n_voxel=xr.DataArray(members.n_voxel.astype(np.int64), dims=("node",)),
     )
     return schema.annotate(out)
 
@@ -110,6 +112,31 @@ def _find_places(ds: xr.Dataset, nodes: NodeSet) -> tuple[kernel.Members, xr.Dat
     shape, affine = read_grid(ds)
     members = find_members(nodes, shape, affine, where=where)
     return members, ds["i"] + shape[0] * (ds["j"] + shape[1] * ds["k"])
+
+
+def find_atlas_coverage(ds: xr.Dataset) -> xr.Dataset:
+    """Add how much of a node set a run covers: the scalars `atlas_coverage` and `n_uncovered`.
+
+    Parameters
+    ----------
+    ds
+        With `coverage` and `n_voxel` ``(node)``, as `parcellate` makes them. Lazy or in memory.
+
+    Returns
+    -------
+    ds
+        With `atlas_coverage`, the share of the voxels of all nodes that lie in the brain mask and have data, and
+        `n_uncovered`, the nodes of which fewer than ``min_coverage`` do: those are NaN.
+
+    Raises
+    ------
+    SchemaError
+        Code ``E-SCHEMA``.
+    """
+    schema.validate(ds, "coverage", "n_voxel")
+    coverage, size = ds["coverage"], ds["n_voxel"]
+    below = (coverage < coverage.attrs["min_coverage"]) | (coverage == 0)
+    return schema.annotate(ds.assign(atlas_coverage=(coverage * size).sum() / size.sum(), n_uncovered=below.sum()))
 
 
 def find_uncovered(ds: xr.Dataset) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -15,7 +15,11 @@ from kconn.survey import RunFacts, Survey
 from kconn.versions import code_version
 
 RUN_STAGES: Final = ("ingest", "denoise", "nodes", "netmat")
-COHORT_STAGES: Final = ("quality", "cohort", "test")
+COHORT_STAGES: Final = ("quality", "coverage", "motion", "cohort", "qcfc", "test")
+#: Keys of ``[quality]`` that a run is held to when it is denoised.
+RUN_LIMITS: Final = {"min_frames", "min_minutes", "min_dof", "max_mean_fd", "max_censored", "max_std_dvars"}
+#: Keys of ``[quality]`` that all runs of a session are held to together.
+SESSION_LIMITS: Final = {"min_session_frames", "min_session_minutes"}
 #: Bytes that a worker needs beside its arrays: interpreter and libraries, measured as resident after import.
 _BASE_BYTES: Final = 300 * MIB
 
@@ -117,6 +121,12 @@ def make_plan(study: Study, survey: Survey, *, rehash: bool = False) -> Plan:
     return Plan(steps=tuple(steps), code=code_version(), left_out=survey.left_out)
 
 
+def _every_level(pairs: Sequence[Sequence[Any] | None]) -> list[Any] | None:
+    """Return the levels that are named, each once, or None where some contrast takes those that occur."""
+    named = [pair for pair in pairs if pair is not None]
+    return None if len(named) < len(pairs) else list(dict.fromkeys(level for pair in named for level in pair))
+
+
 class _Builder:
     """Holds what every step needs while the plan is made."""
 
@@ -130,6 +140,7 @@ class _Builder:
         memory = None if rehash else work_folder(study.store)
         self.digests = digest_files(study.folder, paths, memory=memory)
         self.denoised: list[Step] = []
+        self.series: dict[str, list[Step]] = {}
         self.netmats: dict[tuple[str, str], list[Step]] = {}
 
     def run_steps(self) -> Iterator[Step]:
@@ -140,6 +151,7 @@ class _Builder:
             yield from (ingest, denoise)
             for name, nodes in self.study.nodes.items():
                 series = self._nodes(facts, name, nodes, (ingest, denoise))
+                self.series.setdefault(name, []).append(series)
                 yield series
                 for kind in self.study.connectivity.kinds:
                     netmat = self._netmat(facts, name, kind, series)
@@ -147,21 +159,67 @@ class _Builder:
                     yield netmat
 
     def cohort_steps(self) -> Iterator[Step]:
-        yield self._step("quality", "cohort", "cohort", upstream=self.denoised)
+        limits = self.study.quality.model_dump(mode="json", include=SESSION_LIMITS)
+        quality = self._step("quality", "cohort", "cohort", upstream=self.denoised, params=limits)
+        yield quality
+        yield self._motion(quality)
+        for name, series in self.series.items():
+            path, n_node = f"cohort/{name}", self.survey.n_nodes[name]
+            yield self._step("coverage", path, path, upstream=series)
+            yield self._qc_fc(path, (quality, *series), n_node * (n_node - 1) // 2)
         for (name, kind), netmats in self.netmats.items():
             path = f"cohort/{name}/{kind}"
             n_edge = max((step.params["n_edge"] for step in netmats), default=0)
+            estimate = Estimate(bytes_written=8 * n_edge * len(netmats))
             cohort = self._step(
                 "cohort",
                 path,
                 path,
-                upstream=netmats,
-                params=self._scale(kind),
-                estimate=Estimate(bytes_written=8 * n_edge * len(netmats)),
+                upstream=[quality, *netmats],
+                params={**self._scale(kind), **limits},
+                estimate=estimate,
             )
             yield cohort
+            if kind != "corr":  # of full correlations it is estimated above, before and after denoising
+                yield self._qc_fc(path, (cohort, *self.series[name]), n_edge)
             for label, contrast in self.study.contrasts.items():
                 yield self._test(f"contrasts/{name}/{kind}/{label}", contrast, cohort, n_edge)
+
+    def _motion(self, quality: Step) -> Step:
+        contrasts = self.study.contrasts.values()
+        factors: dict[str | None, list[Any]] = {}
+        for contrast in contrasts:
+            if contrast.test == "two-sample":
+                factors.setdefault(contrast.effect, []).append(contrast.levels)
+        changes = dict.fromkeys(tuple(contrast.change) for contrast in contrasts if contrast.change is not None)
+        params = {
+            "factors": [{"column": column, "levels": _every_level(pairs)} for column, pairs in factors.items()],
+            "changes": [list(change) for change in changes],
+            "n_perm": self.study.permutation.n_perm,
+            "seed": self.study.permutation.seed,
+            **self._people_params(),
+        }
+        return self._step("motion", "cohort", "cohort", files=self._people_files(), upstream=[quality], params=params)
+
+    def _qc_fc(self, path: str, upstream: Sequence[Step], n_edge: int) -> Step:
+        quality = self.study.quality
+        params = {
+            **quality.model_dump(mode="json", include=SESSION_LIMITS),
+            "covariates": quality.qc_fc_covariates,
+            "n_perm": quality.qc_fc_n_perm,
+            "seed": self.study.permutation.seed,
+            **self._people_params(),
+        }
+        files = self._people_files() if quality.qc_fc_covariates else {}
+        estimate = Estimate(bytes_written=3 * 8 * n_edge)
+        return self._step("qcfc", path, path, files=files, upstream=upstream, params=params, estimate=estimate)
+
+    def _people_params(self) -> dict[str, Any]:
+        inputs = self.study.inputs
+        return {"participants_id": inputs.participants_id, "participants_id_format": inputs.participants_id_format}
+
+    def _people_files(self) -> dict[str, str]:
+        return {role: path for role, path in self._tables().items() if role == "participants"}
 
     def _ingest(self, facts: RunFacts) -> Step:
         inputs = self.study.inputs
@@ -178,7 +236,8 @@ class _Builder:
         return self._step("ingest", facts.where, facts.where, files=facts.files, params=params, estimate=estimate)
 
     def _denoise(self, facts: RunFacts, ingest: Step) -> Step:
-        params = {**self.study.denoise.model_dump(mode="json"), **self.study.quality.model_dump(mode="json")}
+        limits = self.study.quality.model_dump(mode="json", include=RUN_LIMITS)
+        params = {**self.study.denoise.model_dump(mode="json"), **limits}
         if self.study.denoise.confounds in list(self.study.strategies):
             params["strategy"] = asdict(self.study.strategy)
         if self.study.makes_compcor:
@@ -203,8 +262,8 @@ class _Builder:
         n_node = self.survey.n_nodes[name]
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
-            bytes_read=n_bytes,
-            bytes_written=8 * n_node * facts.n_time,
+            bytes_read=n_bytes + facts.n_voxel * facts.n_time * facts.itemsize,
+            bytes_written=2 * 8 * n_node * facts.n_time,
             memory=_BASE_BYTES + min(4 * BLOCK_BYTES, 4 * n_bytes),
         )
         return self._step(
@@ -213,7 +272,11 @@ class _Builder:
             facts.where,
             files=nodes.files(),
             upstream=upstream,
-            params=nodes.model_dump(mode="json", exclude={"atlas", "labels", *nodes.files()}),
+            params={
+                **nodes.model_dump(mode="json", exclude={"atlas", "labels", *nodes.files()}),
+                "min_atlas_coverage": self.study.quality.min_atlas_coverage,
+                "dummy_frames": self.study.denoise.dummy_frames,
+            },
             estimate=estimate,
         )
 
@@ -227,7 +290,7 @@ class _Builder:
             upstream=[series],
             params={**self.study.connectivity.of_kind(kind), "n_edge": n_edge},
             estimate=Estimate(
-                bytes_written=8 * n_edge, memory=_BASE_BYTES + 8 * (4 * n_node**2 + n_node * facts.n_time)
+                bytes_written=2 * 8 * n_edge, memory=_BASE_BYTES + 8 * (4 * n_node**2 + n_node * facts.n_time)
             ),
         )
 
@@ -244,8 +307,7 @@ class _Builder:
             "n_perm": n_perm,
             "seed": permutation.seed,
             "alternative": contrast.alternative or permutation.alternative,
-            "participants_id": self.study.inputs.participants_id,
-            "participants_id_format": self.study.inputs.participants_id_format,
+            **self._people_params(),
         }
         estimate = Estimate(bytes_read=cohort.estimate.bytes_written, bytes_written=8 * (8 * n_edge + n_perm))
         return self._step("test", path, path, files=self._tables(), upstream=[cohort], params=params, estimate=estimate)

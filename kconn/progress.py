@@ -32,6 +32,9 @@ _VERBS: Final = {
     "netmat": "netmats",
     "quality": "quality table",
     "cohort": "cohort cube",
+    "motion": "motion of groups",
+    "coverage": "coverage",
+    "qcfc": "QC-FC",
     "test": "permutation tests",
 }
 #: Outcomes that are told beside a bar; a step that was made needs no word.

@@ -1,8 +1,9 @@
-"""Quality: how far the head moved in a run and how strong its signal is; how far motion explains a cohort."""
+"""Quality of a run: how far the head moved, how strong and how steady the signal is, and a picture of all of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import dask.array as da
 import numpy as np
@@ -11,9 +12,13 @@ import xarray as xr
 
 from kconn import schema
 from kconn.chunks import plan_voxel_blocks
+from kconn.confounds import MOTION, compute_term
 from kconn.errors import InputError
 from kconn.frames import framewise_displacement, sample_mask, whole
-from kconn.kernels import quality
+from kconn.kernels import motion, quality
+
+#: The column of fMRIPrep's confound table that holds standardised DVARS, now and before version 1.1.
+_STD_DVARS: Final = ("std_dvars", "stdDVARS")
 
 
 def estimate_quality(ds: xr.Dataset) -> xr.Dataset:
@@ -62,6 +67,159 @@ def estimate_quality(ds: xr.Dataset) -> xr.Dataset:
     )
 
 
+def estimate_motion(ds: xr.Dataset) -> xr.Dataset:
+    """Add how much each of the six parameters of motion changes from frame to frame.
+
+    Parameters
+    ----------
+    ds
+        A run, with `confounds` ``(time, confound)`` in mm and radians where there are any. Lazy or in memory.
+
+    Returns
+    -------
+    ds
+        With the scalars `step_trans_x step_trans_y step_trans_z` in mm and `step_rot_x step_rot_y step_rot_z` in
+        degrees: the mean absolute difference between a frame and the one before, over all frames, kept or not. NaN
+        where the run has no such column.
+
+    References
+    ----------
+    Motoyama Y et al. (2019). https://doi.org/10.1038/s41598-019-49360-1
+    """
+    names = tuple(ds["confounds"]["confound"].to_numpy().tolist()) if "confounds" in ds else ()
+    made = {}
+    for name in MOTION:
+        term = compute_term(name, names)
+        if term is None:
+            made[f"step_{name}"] = xr.DataArray(np.nan)
+            continue
+        step: xr.DataArray = xr.apply_ufunc(
+            motion.mean_steps,
+            whole(ds["confounds"].sel(confound=term.source)),
+            input_core_dims=[["time"]],
+            dask="parallelized",
+            output_dtypes=[np.float64],
+        )
+        unit = 180 / np.pi if name.startswith("rot") else 1.0
+        made[f"step_{name}"] = (step * unit).drop_vars("confound")
+    return schema.annotate(ds.assign(made))
+
+
+def estimate_courses(ds: xr.Dataset) -> xr.Dataset:
+    """Add the courses that tell a steady run from a spoilt one, and their summaries.
+
+    Parameters
+    ----------
+    ds
+        A run: `bold` ``(voxel | column, time)``; `confounds` or `framewise_displacement` where there are any. Lazy or
+        in memory.
+
+    Returns
+    -------
+    ds
+        With `framewise_displacement` ``(time)`` where the run has a source for it; `std_dvars` ``(time)``, that of the
+        confound table (`std_dvars`, before fMRIPrep 1.1 `stdDVARS`), else as in `estimate_dvars`; `global_signal`
+        ``(time)``, the mean over voxels; and the scalars `mean_std_dvars`, `max_std_dvars` (all frames but the first)
+        and `global_sd`, the standard deviation of the global signal over the kept frames in percent of its mean.
+
+    Raises
+    ------
+    SchemaError
+        Code ``E-SCHEMA``.
+    """
+    schema.validate(ds, "bold")
+    if (moved := _find_displacement(ds)) is not None:
+        ds = ds.assign(framewise_displacement=moved.reset_coords(drop=True))
+    ds = _with_std_dvars(ds)
+    signal = ds["bold"]
+    sums = _over_blocks(quality.signal_sums, signal, n_out=signal.sizes["time"] + 1)
+    mean = xr.DataArray(sums[:-1] / sums[-1], dims="time")
+    later = ds["std_dvars"].isel(time=slice(1, None))
+    spread: xr.DataArray = xr.apply_ufunc(
+        quality.relative_spread,
+        whole(mean),
+        whole(sample_mask(ds)),
+        input_core_dims=[["time"], ["time"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+    )
+    made = {"mean_std_dvars": later.mean("time"), "max_std_dvars": later.max("time"), "global_sd": spread}
+    scalars = {name: scalar.reset_coords(drop=True) for name, scalar in made.items()}
+    return schema.annotate(ds.assign({"global_signal": mean, **scalars}))
+
+
+def _with_std_dvars(ds: xr.Dataset) -> xr.Dataset:
+    """Take `std_dvars` from the confound table where it is there: it is of the same formula, and costs nothing."""
+    if "std_dvars" in ds:
+        return ds
+    names = ds["confounds"]["confound"].to_numpy().tolist() if "confounds" in ds else []
+    found = next((name for name in _STD_DVARS if name in names), None)
+    if found is None:
+        return estimate_dvars(ds)
+    filled: xr.DataArray = xr.apply_ufunc(
+        motion.fill_first_frame,
+        whole(ds["confounds"].sel(confound=found)).astype(np.float64),
+        input_core_dims=[["time"]],
+        output_core_dims=[["time"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+    )
+    return ds.assign(std_dvars=filled.drop_vars("confound"))
+
+
+def estimate_carpet(ds: xr.Dataset) -> xr.Dataset:
+    """Add a small picture of a run: `carpet` and, after `denoise`, `carpet_denoised` ``(carpet_row, time)``.
+
+    At most 200 voxels, evenly spread over the mask, in the order of their correlation with the global signal before
+    denoising; each without its line, as whole numbers of 1/40 standard deviations, cut at 3; -128 where there is no
+    value. Both pictures show the same voxels in the same order.
+
+    Parameters
+    ----------
+    ds
+        A run: `bold` and, where there is one, `denoised` ``(voxel | column, time)``; `global_signal` as
+        `estimate_courses` makes it. Lazy or in memory.
+
+    Raises
+    ------
+    SchemaError
+        Code ``E-SCHEMA``.
+
+    References
+    ----------
+    Power JD (2017). A simple but useful way to assess fMRI scan qualities.
+    https://doi.org/10.1016/j.neuroimage.2016.08.009
+    Aquino KM et al. (2020). https://doi.org/10.1016/j.neuroimage.2020.116614
+    """
+    schema.validate(ds, "bold", "global_signal")
+    signals = {"carpet": ds["bold"]}
+    if "denoised" in ds:
+        signals["carpet_denoised"] = ds["denoised"]
+    place = str(ds["bold"].dims[0])
+    chosen = quality.carpet_rows(ds.sizes[place])
+    rows = [whole(signal.isel({place: chosen}).reset_coords(drop=True)) for signal in signals.values()]
+    pictures = xr.apply_ufunc(
+        _draw_carpets,
+        whole(ds["global_signal"]),
+        whole(sample_mask(ds)),
+        *(row.drop_vars(place, errors="ignore").rename({place: "carpet_row"}) for row in rows),
+        input_core_dims=[["time"], ["time"], *[["carpet_row", "time"]] * len(rows)],
+        output_core_dims=[["picture", "carpet_row", "time"]],
+        dask="parallelized",
+        output_dtypes=[np.int8],
+        dask_gufunc_kwargs={"output_sizes": {"picture": len(rows)}},
+    )
+    made = {name: pictures.isel(picture=i).reset_coords(drop=True) for i, name in enumerate(signals)}
+    return schema.annotate(ds.assign(made))
+
+
+def _draw_carpets(
+    global_signal: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], *signals: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.int8]:
+    order = quality.carpet_order(signals[0], global_signal, kept)
+    return np.stack([quality.carpet(signal[order], kept) for signal in signals])
+
+
 def estimate_dvars(ds: xr.Dataset, *, of: str = "bold") -> xr.Dataset:
     """Add how much the whole image changes from frame to frame: `dvars` and `std_dvars` ``(time)``.
 
@@ -87,25 +245,46 @@ def estimate_dvars(ds: xr.Dataset, *, of: str = "bold") -> xr.Dataset:
     Nichols T (2017). https://doi.org/10.48550/arXiv.1704.01469
     """
     schema.validate(ds, of)
-    signal = ds[of]
-    block = plan_voxel_blocks(*signal.shape)
-    blocks = da.asarray(signal.data).rechunk((block, -1))
-    n_block, n_time = blocks.numblocks[0], signal.sizes["time"]
-    sums = da.map_blocks(
-        _dvars_sums, blocks, chunks=((1,) * n_block, (n_time + 2,)), dtype=np.float64, meta=np.empty((0, 0))
+    n_time = ds.sizes["time"]
+    sums = _over_blocks(quality.dvars_sums, ds[of], n_out=n_time + 2)
+    both = (
+        da.map_blocks(_dvars, sums, new_axis=0, chunks=((2,), (n_time,)), dtype=np.float64, meta=np.empty((0, 0)))
+        if isinstance(sums, da.Array)
+        else _dvars(sums)
     )
-    # One task adds the blocks in their order: the bits do not depend on how many workers made them.
-    both = da.map_blocks(_dvars, sums.rechunk(-1), chunks=((2,), (n_time,)), dtype=np.float64, meta=np.empty((0, 0)))
-    both = both if signal.chunks is not None else both.compute(scheduler="synchronous")
     return schema.annotate(ds.assign(dvars=("time", both[0]), std_dvars=("time", both[1])))
 
 
-def _dvars_sums(block: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    return quality.dvars_sums(block)[None]
-
-
 def _dvars(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.stack(quality.dvars(sums.sum(axis=0)))
+    return np.stack(quality.dvars(sums))
+
+
+def _over_blocks(kernel: Callable[[Any], npt.NDArray[np.float64]], signal: xr.DataArray, *, n_out: int) -> Any:
+    """Return the sums ``(n_out,)`` that a kernel makes of each block of voxels, added up; lazy for a lazy signal."""
+    blocks = da.asarray(signal.data).rechunk((plan_voxel_blocks(*signal.shape), -1))
+    sums = da.map_blocks(
+        _as_row,
+        blocks,
+        kernel=kernel,
+        chunks=((1,) * blocks.numblocks[0], (n_out,)),
+        dtype=np.float64,
+        meta=np.empty((0, 0)),
+    )
+    # One task adds the blocks in their order: the bits do not depend on how many workers made them.
+    total = da.map_blocks(
+        _add_rows, sums.rechunk(-1), drop_axis=0, chunks=((n_out,),), dtype=np.float64, meta=np.empty(0)
+    )
+    return total if signal.chunks is not None else total.compute(scheduler="synchronous")
+
+
+def _as_row(
+    block: npt.NDArray[np.floating[Any]], kernel: Callable[[Any], npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64]:
+    return kernel(block)[None]
+
+
+def _add_rows(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(sums.sum(axis=0))
 
 
 def _tsnr(bold: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
@@ -125,13 +304,20 @@ def _tsnr(bold: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
 
 def _displacement(ds: xr.Dataset) -> xr.DataArray:
     """Return the displacement of the frames that have one; NaN where nothing is known of motion."""
-    if "framewise_displacement" in ds or "confounds" in ds:
-        try:
-            return framewise_displacement(ds).isel(time=slice(1, None))
-        except InputError as error:  # a table of other confounds
-            if error.code != "E-CONFOUND-COLUMN":
-                raise
-    return xr.DataArray(np.full(1, np.nan), dims="time")
+    moved = _find_displacement(ds)
+    return xr.DataArray(np.full(1, np.nan), dims="time") if moved is None else moved.isel(time=slice(1, None))
+
+
+def _find_displacement(ds: xr.Dataset) -> xr.DataArray | None:
+    """Return the displacement of all frames, or None where the run has no source for it."""
+    if "framewise_displacement" not in ds and "confounds" not in ds:
+        return None
+    try:
+        return framewise_displacement(ds)
+    except InputError as error:  # a table of other confounds
+        if error.code != "E-CONFOUND-COLUMN":
+            raise
+        return None
 
 
 def _median(values: xr.DataArray) -> xr.DataArray:
@@ -148,92 +334,3 @@ def _median(values: xr.DataArray) -> xr.DataArray:
 def _finite_median(values: npt.NDArray[np.floating[Any]]) -> np.float64:
     finite = values[np.isfinite(values)]
     return np.float64(np.median(finite)) if finite.size else np.float64(np.nan)
-
-
-def estimate_qc_fc(
-    ds: xr.Dataset, *, nuisance: xr.DataArray | None = None, positions: xr.DataArray | None = None
-) -> xr.Dataset:
-    """Add how far head motion explains connections between observations (QC-FC).
-
-    Parameters
-    ----------
-    ds
-        A cohort: `netmat` ``(observation, edge)`` and `mean_fd` ``(observation)`` in mm. Repeated visits count as if
-        they were independent: select one per subject where that matters.
-    nuisance
-        ``(observation, covariate)``, such as age and sex, taken out of both; joined by the label of the observation.
-    positions
-        ``(node, axis)`` in mm, joined by the label of the node: asks for the dependence on distance.
-
-    Returns
-    -------
-    ds
-        With `qc_fc` ``(edge)``, the correlation of each edge with mean displacement across observations, `qc_fc_p`
-        (two-sided, uncorrected), both NaN for an edge that is NaN in any observation; and the scalars
-        `qc_fc_median` (of absolute values), `qc_fc_share` (share of edges with p < 0.05; 0.05 is what chance gives)
-        and, with ``positions``, `qc_fc_distance`: Spearman's correlation of `qc_fc` with the length of the edge. After
-        good denoising all are near what chance gives; negative `qc_fc_distance` is the mark of motion. In memory.
-
-    Raises
-    ------
-    SchemaError
-        Code ``E-SCHEMA``.
-    InputError
-        Codes ``E-ID-MISSING``, ``E-COV-NAN`` and ``E-TOO-FEW``.
-
-    References
-    ----------
-    Ciric R et al. (2017). Benchmarking of participant-level confound regression strategies for the control of motion
-    artifact in studies of functional connectivity. https://doi.org/10.1016/j.neuroimage.2017.03.020
-    """
-    schema.validate(ds, "netmat", "mean_fd")
-    score = ds["mean_fd"].to_numpy().astype(np.float64)
-    covariates = _join(nuisance, ds, "observation")
-    _refuse_bad_scores(np.column_stack([score, covariates]), ds)
-
-    r, p = quality.correlate_across(ds["netmat"].transpose("observation", "edge").to_numpy(), score, covariates)
-    finite = np.isfinite(r)
-    scalars = {
-        "qc_fc_median": np.median(np.abs(r[finite])) if finite.any() else np.nan,
-        "qc_fc_share": np.mean(p[finite] < 0.05) if finite.any() else np.nan,
-    }
-    if positions is not None:
-        ends = [_positions_of(positions, ds[name].to_numpy()) for name in ("node_i", "node_j")]
-        scalars["qc_fc_distance"] = quality.rank_correlation(r, np.linalg.norm(ends[0] - ends[1], axis=1))
-    made = {"qc_fc": ("edge", r), "qc_fc_p": ("edge", p), **{name: ((), value) for name, value in scalars.items()}}
-    return schema.annotate(ds.assign(made))
-
-
-def _join(table: xr.DataArray | None, ds: xr.Dataset, dim: str) -> npt.NDArray[np.float64]:
-    """Return the rows of a table in the order of the Dataset, joined by label."""
-    if table is None:
-        return np.empty((ds.sizes[dim], 0))
-    missing = sorted(set(map(str, ds[dim].to_numpy())) - set(map(str, table[dim].to_numpy())))
-    if missing:
-        raise InputError("E-ID-MISSING", f"no covariates for {missing}", rule=f"every {dim} needs a row")
-    return np.asarray(table.sel({dim: ds[dim].to_numpy()}).transpose(dim, ...), dtype=np.float64)
-
-
-def _positions_of(positions: xr.DataArray, nodes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    missing = sorted(set(map(str, nodes)) - set(map(str, positions["node"].to_numpy())))
-    if missing:
-        raise InputError("E-ID-MISSING", f"no position for the nodes {missing}", rule="every node needs one")
-    return np.asarray(positions.sel(node=nodes).transpose("node", ...), dtype=np.float64)
-
-
-def _refuse_bad_scores(scores: npt.NDArray[np.float64], ds: xr.Dataset) -> None:
-    bad = ~np.isfinite(scores).all(axis=1)
-    if bad.any():
-        names = ds["observation"].to_numpy()[bad].tolist()
-        raise InputError(
-            "E-COV-NAN",
-            f"mean displacement or a covariate of {names} is not a number",
-            rule="every observation needs all of them",
-            fix="leave those observations out",
-        )
-    if len(scores) < scores.shape[1] + 3:
-        raise InputError(
-            "E-TOO-FEW",
-            f"{len(scores)} observations, {scores.shape[1] - 1} covariates",
-            rule="a correlation needs 3 observations more than covariates, at least",
-        )

@@ -41,6 +41,9 @@ DIMS: Final[dict[str, str]] = {
     "limit": "A confidence limit: lower, upper.",
     "regressor": "A column of a design matrix.",
     "row": "A row of the quality table: one run of one session.",
+    "carpet_row": "A voxel that the carpet plot of a run shows, the most like the global signal first.",
+    "comparison": "Two groups, two visits, or the changes of two groups, whose motion is compared.",
+    "measure": "A measure of motion.",
 }
 
 #: Variable -> dims allowed (trailing), NumPy kinds, unit, meaning.
@@ -68,18 +71,51 @@ VARIABLES: Final[dict[str, Variable]] = {
     "max_fd": Variable(dims=((),), kind="f", unit="mm", doc="Largest framewise displacement."),
     "dvars": Variable(dims=(("time",),), kind="f", unit="1", doc="Root mean square change of bold, Power 2012."),
     "std_dvars": Variable(dims=(("time",),), kind="f", unit="1", doc="dvars over its expectation, Nichols 2017."),
+    "mean_std_dvars": Variable(dims=((),), kind="f", unit="1", doc="Mean of std_dvars, first frame apart."),
+    "max_std_dvars": Variable(dims=((),), kind="f", unit="1", doc="Largest std_dvars, first frame apart."),
+    "global_signal": Variable(dims=(("time",),), kind="f", unit="1", doc="Mean of bold over voxels or columns."),
+    "global_sd": Variable(dims=((),), kind="f", unit="%", doc="SD of global_signal, kept frames, in % of its mean."),
+    "share_censored": Variable(dims=((),), kind="f", unit="1", doc="Share of frames dropped, dummy frames apart."),
+    "step_trans_x": Variable(dims=((),), kind="f", unit="mm", doc="Mean absolute change per frame along x."),
+    "step_trans_y": Variable(dims=((),), kind="f", unit="mm", doc="Mean absolute change per frame along y."),
+    "step_trans_z": Variable(dims=((),), kind="f", unit="mm", doc="Mean absolute change per frame along z."),
+    "step_rot_x": Variable(dims=((),), kind="f", unit="degree", doc="Mean absolute turn per frame about x."),
+    "step_rot_y": Variable(dims=((),), kind="f", unit="degree", doc="Mean absolute turn per frame about y."),
+    "step_rot_z": Variable(dims=((),), kind="f", unit="degree", doc="Mean absolute turn per frame about z."),
+    "carpet": Variable(
+        dims=(("carpet_row", "time"),), kind="i", unit="1/40 sd", doc="Voxels before denoising; -128 where nothing is."
+    ),
+    "carpet_denoised": Variable(
+        dims=(("carpet_row", "time"),), kind="i", unit="1/40 sd", doc="The same voxels after denoising."
+    ),
+    "atlas_coverage": Variable(dims=((),), kind="f", unit="1", doc="Share of the node set's voxels that have data."),
+    "n_uncovered": Variable(dims=((),), kind="iu", unit="1", doc="Nodes with too few voxels with data."),
     "qc_fc": Variable(dims=(("edge",),), kind="f", unit="1", doc="Correlation of the edge with mean_fd."),
     "qc_fc_p": Variable(dims=(("edge",),), kind="f", unit="1", doc="Two-sided p of qc_fc, uncorrected."),
     "qc_fc_median": Variable(dims=((),), kind="f", unit="1", doc="Median of the absolute qc_fc."),
     "qc_fc_share": Variable(dims=((),), kind="f", unit="1", doc="Share of edges with qc_fc_p below 0.05."),
+    "qc_fc_share_fdr": Variable(dims=((),), kind="f", unit="1", doc="Share of edges with FDR-adjusted p below 0.05."),
     "qc_fc_distance": Variable(dims=((),), kind="f", unit="1", doc="Rank correlation of qc_fc with edge length."),
+    "qc_fc_median_chance": Variable(dims=(("limit",),), kind="f", unit="1", doc="95 % of qc_fc_median by chance."),
+    "qc_fc_share_chance": Variable(dims=(("limit",),), kind="f", unit="1", doc="95 % of qc_fc_share by chance."),
+    "qc_fc_distance_chance": Variable(dims=(("limit",),), kind="f", unit="1", doc="95 % of qc_fc_distance by chance."),
+    "edge_length": Variable(dims=(("edge",),), kind="f", unit="mm", doc="Distance between the two nodes."),
+    "p_parametric": Variable(dims=((),), kind="f", unit="1", doc="Two-sided p of t with dof."),
+    "mean_first": Variable(dims=((),), kind="f", unit="1", doc="Mean of the first group or visit."),
+    "mean_second": Variable(dims=((),), kind="f", unit="1", doc="Mean of the second group or visit."),
+    "n_first": Variable(dims=((),), kind="i", unit="1", doc="Subjects of the first group or visit."),
+    "n_second": Variable(dims=((),), kind="i", unit="1", doc="Subjects of the second group or visit."),
     "timeseries": Variable(dims=(("node", "time"),), kind="f", unit="1", doc="Mean series; NaN where censored."),
+    "timeseries_before": Variable(
+        dims=(("node", "time"),), kind="f", unit="1", doc="Mean series, filtered, but with confounds and all frames in."
+    ),
     "source": Variable(
         dims=(("node", "time"),), kind="f", unit="1", doc="Simulated course before noise and artefacts."
     ),
     "source_correlation": Variable(dims=(("edge",),), kind="f", unit="1", doc="Correlation that was simulated."),
     "parcel": Variable(dims=(("voxel",),), kind="i", unit="1", doc="Number of the node of a voxel, 0 for none."),
     "coverage": Variable(dims=(("node",),), kind="f", unit="1", doc="Share of the node's voxels that have data."),
+    "n_voxel": Variable(dims=(("node",),), kind="i", unit="1", doc="Voxels of the node, with data or without."),
     "dead_node": Variable(dims=(("node",),), kind="b", unit="1", doc="True where the node carries no signal."),
     "netmat": Variable(dims=(("edge",),), kind="f", unit="1", doc="Connection strength."),
     "n_run": Variable(dims=(("edge",),), kind="i", unit="1", doc="Runs of the session that the mean is over."),

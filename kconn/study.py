@@ -19,6 +19,8 @@ from kconn.kinds import KINDS
 Off = Literal["none"]
 KindName = Literal["cov", "corr", "rcorr", "partial", "ridgep", "glasso", "ledoit", "ledoitp", "tangent", "corrsd"]
 Cell = str | int | float | bool
+_Positive = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 _NAME: Final = r"^[A-Za-z][A-Za-z0-9-]*$"
 _LABEL: Final = r"^[A-Za-z0-9]+$"
 #: Key of ``[inputs]`` -> the layouts that it belongs to; all other keys belong to every layout.
@@ -43,7 +45,9 @@ SOURCE_OF: Final[dict[str, str]] = {
 #: Region of a strategy -> the masks of ``[compcor]`` that it is made of.
 MASKS_OF: Final[dict[str, tuple[str, ...]]] = {"a": ("white_matter", "csf"), "c": ("csf",), "w": ("white_matter",)}
 #: Names that a node set must not take, since the store uses them beside node sets.
-RESERVED: Final = frozenset({"ingest", "denoise", "nodes", "netmat", "cohort", "quality", "test"})
+RESERVED: Final = frozenset(
+    {"ingest", "denoise", "nodes", "netmat", "cohort", "quality", "coverage", "motion", "qcfc", "test"}
+)
 
 
 def unless_off(value: float | str) -> float | None:
@@ -216,11 +220,30 @@ class CompcorTable(_Table):
 
 
 class QualityTable(_Table):
-    """``[quality]``: runs beyond these limits are left out of the group analysis, and listed with the reason."""
+    """``[quality]``: what lies beyond these limits is left out of the group analysis, and listed with the reason.
 
-    min_frames: Annotated[int, Field(ge=2, description="frames kept")] = 50
-    min_dof: Annotated[int, Field(ge=1, description="degrees of freedom left after denoising")] = 10
-    max_mean_fd: Annotated[float | Off, Field(description="mm, mean framewise displacement")] = "none"
+    `docs/quality.md` says where each default comes from.
+    """
+
+    min_frames: Annotated[int, Field(ge=2, description="frames kept, per run")] = 50
+    min_minutes: Annotated[_Positive | Off, Field(description="minutes kept, per run")] = "none"
+    min_dof: Annotated[int, Field(ge=1, description="degrees of freedom left after denoising, per run")] = 10
+    max_mean_fd: Annotated[_Positive | Off, Field(description="mm, mean framewise displacement of a run")] = "none"
+    max_censored: Annotated[
+        _Share | Off, Field(description="share of the frames of a run that may be dropped, dummies apart")
+    ] = "none"
+    max_std_dvars: Annotated[_Positive | Off, Field(description="mean standardised DVARS of a run")] = "none"
+    min_atlas_coverage: Annotated[
+        float, Field(ge=0, le=1, description="share of a node set's voxels that must have data in a run")
+    ] = 0.5
+    min_session_frames: Annotated[int, Field(ge=2, description="frames kept in all used runs of a session")] = 50
+    min_session_minutes: Annotated[_Positive | Off, Field(description="minutes kept in all used runs of a session")] = (
+        "none"
+    )
+    qc_fc_covariates: Annotated[
+        list[str], Field(description="columns of the participants table that are taken out of QC-FC")
+    ] = Field(default_factory=list)
+    qc_fc_n_perm: Annotated[int, Field(ge=100, description="relabellings that tell which QC-FC chance gives")] = 1000
 
 
 class NodesTable(_Table):

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from kconn.errors import StoreError
+from kconn.exclusions import EVERYTHING, list_exclusions
 from kconn.io import cubes, store
 from kconn.plan import COHORT_STAGES, RUN_STAGES
 from kconn.stages.running import ALPHA, LEVEL, find_running
@@ -114,8 +115,15 @@ def _known(value: float) -> float | None:
 
 
 def _left_out(bench: Workbench) -> dict[str, str]:
-    subjects = {f"sub-{subject}": reason for subject, reason in sorted(bench.plan.left_out.items())}
-    return subjects | excluded_runs(bench)
+    """Return what was left out -> why: as much as is known of a study that was not run to its end."""
+    if bench.pending():
+        subjects = {f"sub-{subject}": reason for subject, reason in sorted(bench.plan.left_out.items())}
+        return subjects | excluded_runs(bench)
+    found: dict[str, list[str]] = {}
+    for exclusion in list_exclusions(bench):
+        of = "" if exclusion.left_out_of == EVERYTHING else f"{exclusion.left_out_of}: "
+        found.setdefault(exclusion.where, []).append(of + exclusion.reason)
+    return {where: "; ".join(reasons) for where, reasons in found.items()}
 
 
 def excluded_runs(bench: Workbench) -> dict[str, str]:

@@ -76,6 +76,8 @@ class Survey:
     ----------
     runs
         Runs that can be read.
+    found
+        Runs that were found, of every subject.
     participants, sessions
         The tables; participants has a row without columns per subject where there is no table.
     n_nodes
@@ -87,6 +89,7 @@ class Survey:
     """
 
     runs: tuple[RunFacts, ...]
+    found: tuple[Run, ...]
     participants: pd.DataFrame
     sessions: pd.DataFrame | None
     n_nodes: Mapping[str, int]
@@ -114,6 +117,7 @@ def survey_study(study: Study) -> Survey:
     """
     problems: list[KconnError] = []
     runs = find_runs(study)
+    found = tuple(runs)
     participants, sessions = tables.bare_rows(run.subject for run in runs), None
     with _collected(problems):
         participants, sessions = read_people(study, runs)
@@ -131,6 +135,7 @@ def survey_study(study: Study) -> Survey:
         _check_contrasts(study, runs, participants, sessions, problems)
     return Survey(
         runs=tuple(facts),
+        found=found,
         participants=participants,
         sessions=sessions,
         n_nodes=n_nodes,

@@ -424,7 +424,7 @@ def test_shell__walks_a_study_from_plan_to_clean(tmp_path, capsys):
     assert [step["stage"] for step in steps].count("ingest") == 2
     assert not any(step["published"] for step in steps)
     assert not root.exists()
-    assert "11 steps, 11 to do" in run_here(capsys, "plan", study)[1]
+    assert "14 steps, 14 to do" in run_here(capsys, "plan", study)[1]
 
     code, out, _ = run_here(capsys, "run", study, "--workers", "0")
     assert (code, count_kept(out)) == (0, 0)
@@ -433,7 +433,7 @@ def test_shell__walks_a_study_from_plan_to_clean(tmp_path, capsys):
     assert "test" in run_here(capsys, "status", study)[1]
     digest = store.digest_store(root)
     code, out, _ = run_here(capsys, "verify", study)
-    assert (code, out) == (0, f"11 published groups, 0 damaged; sha256 of all: {digest}\n")
+    assert (code, out) == (0, f"14 published groups, 0 damaged; sha256 of all: {digest}\n")
 
     chunk = next((root / "sub-01/ses-pre/run-1/denoise").rglob("denoised/c/0/0"))
     raw = bytearray(chunk.read_bytes())
@@ -448,7 +448,7 @@ def test_shell__walks_a_study_from_plan_to_clean(tmp_path, capsys):
     next((root / "sub-02/ses-pre/run-1/sim/nodes").rglob("timeseries/c/0/0")).unlink()
     chunk.unlink()
     code, out, _ = run_here(capsys, "run", study, "--workers", "0")
-    assert (code, count_kept(out)) == (0, 8)
+    assert (code, count_kept(out)) == (0, 11)
     assert run_here(capsys, "verify", study)[0] == 0
     assert store.digest_store(root) == digest
 

@@ -122,7 +122,10 @@ def test_export_study__names_files_as_xcp_d_does(exported, kept):
     run += [f"_atlas-sim8_stat-{stat}_relmat.tsv" for stat in STATS.values()]
     run += ["_atlas-sim8_stat-mean_timeseries.tsv", "_atlas-sim8_stat-coverage_bold.tsv"]
     wanted = {FUNC.format(subject) + SPACE + ending for subject in kept for ending in run}
-    wanted |= {"group/quality.tsv", "group/exclusions.tsv", "group/group_atlas-sim8_nodes.tsv"}
+    wanted |= {"group/quality.tsv", "group/exclusions.tsv", "group/motion.tsv", "group/group_atlas-sim8_nodes.tsv"}
+    wanted |= {"group/group_atlas-sim8_stat-coverage_quality.tsv"}
+    # Of full correlations always, and of every other kind that is tested.
+    wanted |= {f"group/group_atlas-sim8_stat-{stat}_qcfc.tsv" for stat in {"pearsoncorrelation", *STATS.values()}}
     for stat in STATS.values():
         stem = f"group/group_atlas-sim8_stat-{stat}"
         wanted |= {f"{stem}_netmats.tsv"}

@@ -65,7 +65,7 @@ def again(made, tmp_path):
 def test_run__twice_does_nothing_the_second_time(made, shell):
     before = steps(made)
     ended = shell("run", made, "--workers", "0")
-    assert "nothing to do: all 11 results are there" in ended.out
+    assert "nothing to do: all 14 results are there" in ended.out
     assert steps(made) == before
 
 
@@ -80,6 +80,9 @@ def test_run__one_changed_byte_makes_its_run_and_the_cohort_anew(again, shell):
     redone = sorted(address for address, _ in after.keys() - before.keys())
     assert redone == [
         "cohort/sim/corr:cohort",
+        "cohort/sim:coverage",
+        "cohort/sim:qcfc",
+        "cohort:motion",
         "cohort:quality",
         next(address for address in redone if address.endswith(":test")),
         "sub-02/ses-pre/run-1/sim/corr:netmat",
@@ -96,10 +99,10 @@ def test_run__a_parameter_makes_its_stage_and_what_follows_anew_and_the_way_back
     text = again.read_text()
     write_study(again.parent, contrasts=SMALL["contrasts"], permutation={"seed": 9})
     ended = shell("run", again, "--workers", "0")
-    assert (ended.code, ended.n_kept) == (0, 10)
+    assert (ended.code, ended.n_kept) == (0, 11)
     again.write_text(text)
     ended = shell("run", again, "--workers", "0")
-    assert (ended.code, ended.n_kept) == (0, 11)
+    assert (ended.code, ended.n_kept) == (0, 14)
     assert steps(again) == before
     assert store.digest_store(again.parent / "study.zarr") == digest
 

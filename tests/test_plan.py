@@ -34,7 +34,9 @@ def changed(before, after):
     return dict(Counter(address.split(":")[1] for address in before if before[address] != after[address]))
 
 
-EVERY = {"ingest": 4, "denoise": 4, "nodes": 4, "netmat": 4, "quality": 1, "cohort": 1, "test": 1}
+RUN = {"ingest": 4, "denoise": 4, "nodes": 4, "netmat": 4}
+EVERY = RUN | dict.fromkeys(("quality", "motion", "coverage", "cohort", "qcfc", "test"), 1)
+BEFORE_NODES = ("ingest", "denoise", "quality", "motion")
 
 
 def without(*stages):
@@ -49,10 +51,13 @@ def without(*stages):
         ({"inputs": {"t_r": 0.8}}, EVERY),
         ({"denoise": {"low_pass": 0.15}}, without("ingest")),
         ({"quality": {"min_frames": 30}}, without("ingest")),
-        ({"nodes": {"sim": {"atlas": ATLAS, "min_coverage": 0.4}}}, without("ingest", "denoise", "quality")),
+        ({"nodes": {"sim": {"atlas": ATLAS, "min_coverage": 0.4}}}, without(*BEFORE_NODES)),
         ({"connectivity": {"rho": 0.7}}, {}),
-        ({"permutation": {"seed": 4}}, {"test": 1}),
-        ({"permutation": {"n_perm": 22}}, {"test": 1}),
+        ({"permutation": {"seed": 4}}, {"motion": 1, "qcfc": 1, "test": 1}),
+        ({"permutation": {"n_perm": 22}}, {"motion": 1, "test": 1}),
+        ({"quality": {"min_atlas_coverage": 0.4}}, without(*BEFORE_NODES)),
+        ({"quality": {"min_session_frames": 40}}, without("ingest", "denoise", "nodes", "netmat", "coverage")),
+        ({"quality": {"qc_fc_n_perm": 200}}, {"qcfc": 1}),
         ({"permutation": {"alternative": "less"}}, {"test": 1}),
         ({"contrasts": {"groups": {**GROUPS, "formula": "group + 1"}}}, {"test": 1}),
         ({"contrasts": {"groups": {**GROUPS, "alternative": "two-sided"}}}, {}),
@@ -73,7 +78,7 @@ def test_make_plan__one_changed_byte_changes_its_run_and_the_cohort(folder, tmp_
     assert {address.split("/")[0] for address in before if before[address] != after[address]} >= {"sub-03"}
     atlas = tmp_path / ATLAS
     atlas.write_bytes(atlas.read_bytes()[:4] + b"\1\0\0\0" + atlas.read_bytes()[8:])  # the time in the gzip header
-    assert changed(after, keys(tmp_path)) == without("ingest", "denoise", "quality")
+    assert changed(after, keys(tmp_path)) == without(*BEFORE_NODES)
     people = tmp_path / "derivatives/participants.tsv"
     people.write_text(people.read_text() + "\n")
     assert changed(before, after | {a: k for a, k in keys(tmp_path).items() if a.endswith(":test")})["test"] == 1
@@ -114,9 +119,10 @@ def test_make_plan__each_step_stands_after_those_it_reads(folder):
         seen.add(step.address)
     assert len(seen) == len(bench.plan.steps)
     stages = Counter(step.stage for step in bench.plan.steps)
-    assert stages == {"ingest": 4, "denoise": 4, "nodes": 8, "netmat": 16, "quality": 1, "cohort": 4, "test": 8}
+    of_runs = {"ingest": 4, "denoise": 4, "nodes": 8, "netmat": 16}
+    assert stages == {**of_runs, "quality": 1, "motion": 1, "coverage": 2, "cohort": 4, "qcfc": 4, "test": 8}
     assert [len(steps) for steps in bench.plan.runs().values()] == [8] * 4
-    assert len(bench.plan.cohort()) == 13
+    assert len(bench.plan.cohort()) == 20
     json.dumps(plan_as_json(bench))
 
 

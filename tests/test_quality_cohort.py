@@ -11,7 +11,8 @@ from kconn.denoising import censor, denoise
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.quality import correlate_across, rank_correlation
 from kconn.netmats import estimate_netmats, fisher_z
-from kconn.quality import estimate_qc_fc, estimate_quality
+from kconn.quality import estimate_quality
+from kconn.quality_cohort import estimate_qc_fc
 
 N_OBS, N_NODE = 24, 6
 NODES = [f"n{i}" for i in range(N_NODE)]

@@ -34,6 +34,21 @@ def framewise_displacement(motion: npt.ArrayLike, *, radius: float) -> Array:
     return np.asarray(steps[:, :3].sum(axis=1) + radius * steps[:, 3:].sum(axis=1), dtype=np.float64)
 
 
+def mean_steps(motion: npt.ArrayLike) -> Array:
+    """Return the mean absolute step from frame to frame of each parameter, ``(time, parameter)`` to ``(parameter,)``.
+
+    NaN with fewer than two frames.
+
+    References
+    ----------
+    Motoyama Y et al. (2019), who compare groups by it. https://doi.org/10.1038/s41598-019-49360-1
+    """
+    columns = np.asarray(motion, dtype=np.float64)
+    if len(columns) < 2:
+        return np.full(columns.shape[1:], np.nan)
+    return np.asarray(np.abs(np.diff(columns, axis=0)).mean(axis=0))
+
+
 def backward_difference(columns: Array) -> Array:
     """Return ``columns (time, ...)`` minus the frame before; 0 in the first frame."""
     out = np.zeros_like(columns)

@@ -9,9 +9,16 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from kconn.kernels.multiple_testing import adjust_benjamini_hochberg
+
 Array = npt.NDArray[np.float64]
 Signal = npt.NDArray[np.floating[Any]]
 
+#: Voxels of a carpet plot: enough to see what all of the image does, few enough to keep beside the run.
+CARPET_ROWS: Final = 200
+#: Steps of a carpet per standard deviation, and the value of what is not there.
+CARPET_STEPS: Final = 40
+CARPET_NOTHING: Final = -128
 #: Voxels that are worked on at a time, so that their frames stay in the cache of a core.
 TILE: Final = 256
 #: Interquartile range of a normal distribution of unit variance, as rounded by FSL and fMRIPrep.
@@ -98,6 +105,104 @@ def dvars(sums: Array) -> tuple[Array, Array]:
     return plain, plain / (expected / n_voxel)
 
 
+def signal_sums(x: Signal) -> Array:
+    """Return what the mean signal of many voxels adds up from.
+
+    Parameters
+    ----------
+    x
+        ``(voxel, time)``. Rows that are not finite are left out.
+
+    Returns
+    -------
+    sums
+        ``(time + 1,)``: the sum over voxels in each frame, then the number of voxels.
+    """
+    out = np.zeros(x.shape[1] + 1)
+    for start in range(0, len(x), TILE):
+        tile = x[start : start + TILE].astype(np.float64)
+        tile = tile[np.isfinite(tile).all(axis=1)]
+        out[:-1] += tile.sum(axis=0)
+        out[-1] += len(tile)
+    return out
+
+
+def relative_spread(course: Array, sample_mask: npt.NDArray[np.bool_]) -> np.float64:
+    """Return the standard deviation (n_kept - 1) of the kept frames of a course in percent of their mean.
+
+    NaN with fewer than two kept frames, or a mean of 0.
+    """
+    kept = course[sample_mask]
+    if len(kept) < 2 or kept.mean() == 0:
+        return np.float64(np.nan)
+    return np.float64(100 * kept.std(ddof=1) / abs(kept.mean()))
+
+
+def carpet_rows(n_voxel: int) -> npt.NDArray[np.intp]:
+    """Return which voxels a carpet shows: at most `CARPET_ROWS`, evenly spread in the order of the file."""
+    n_row = min(n_voxel, CARPET_ROWS)
+    return np.arange(n_row) * n_voxel // max(1, n_row)
+
+
+def carpet_order(x: Signal, global_signal: Array, sample_mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Return the rows ``x (voxel, time)`` by their correlation with the mean signal, the highest first.
+
+    What moves the whole image then shows as bands that fade from top to bottom. Rows without signal come last.
+
+    References
+    ----------
+    Aquino KM et al. (2020). https://doi.org/10.1016/j.neuroimage.2020.116614
+    """
+    kept = np.flatnonzero(sample_mask)
+    if len(kept) < 3:
+        return np.arange(len(x))
+    rows = _without_line(np.take(x, kept, axis=1).astype(np.float64))
+    mean = _without_line(np.asarray(global_signal, dtype=np.float64)[kept])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = rows @ mean / np.linalg.norm(rows, axis=1)
+    return np.argsort(-np.where(np.isfinite(r), r, -np.inf), kind="stable")
+
+
+def carpet(x: Signal, sample_mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8]:
+    """Return rows as a carpet plot shows them: without their line, in `CARPET_STEPS` per standard deviation.
+
+    Parameters
+    ----------
+    x
+        ``(voxel, time)``. Frames that hold a NaN are not there.
+    sample_mask
+        ``(time,)``, the frames on which mean, line and standard deviation are found; all frames are shown.
+
+    Returns
+    -------
+    carpet
+        ``(voxel, time)`` int8, cut at 3 standard deviations; `CARPET_NOTHING` where there is no value, and all along a
+        row without signal.
+    """
+    kept = np.flatnonzero(sample_mask)
+    out = np.full(x.shape, CARPET_NOTHING, dtype=np.int8)
+    if len(kept) < 3:
+        return out
+    values = x.astype(np.float64)
+    line = np.column_stack([np.ones(x.shape[1]), np.arange(x.shape[1]) - kept.mean()])
+    weights = np.linalg.pinv(line[kept])
+    centred = values - np.nan_to_num(values[:, kept]) @ weights.T @ line.T
+    spread = np.sqrt(np.vecdot(centred[:, kept], centred[:, kept]) / (len(kept) - 2))
+    has_signal = np.isfinite(spread) & (spread > np.abs(values[:, kept]).max(axis=1, initial=0) * 2.0**-24)
+    z = np.divide(centred, spread[:, None], out=np.full(x.shape, np.nan), where=has_signal[:, None])
+    there = np.isfinite(z)
+    out[there] = np.rint(np.clip(z[there], -3, 3) * CARPET_STEPS).astype(np.int8)
+    return out
+
+
+def _without_line(rows: Array) -> Array:
+    """Return ``rows (..., time)`` without mean and straight line."""
+    time = np.arange(rows.shape[-1]) - (rows.shape[-1] - 1) / 2
+    centred = rows - rows.mean(axis=-1, keepdims=True)
+    slope = centred @ time / (time @ time)
+    return np.asarray(centred - slope[..., None] * time)
+
+
 def correlate_across(values: Signal, score: Array, nuisance: Array) -> tuple[Array, Array]:
     """Return the correlation of each column with a score, across rows, and its two-sided p.
 
@@ -116,15 +221,81 @@ def correlate_across(values: Signal, score: Array, nuisance: Array) -> tuple[Arr
         ``(...)`` each; Student's t with ``n_observation - 2 - rank(nuisance)`` degrees of freedom.
     """
     n = len(score)
-    basis, singular, _ = np.linalg.svd(nuisance - nuisance.mean(axis=0), full_matrices=False)
-    basis = basis[:, singular > singular.max(initial=0.0) * n * np.finfo(np.float64).eps]
+    basis = _basis(nuisance)
     flat = np.asarray(values, dtype=np.float64).reshape(n, -1)
     x, y = (_residual(part, basis) for part in (score[:, None], flat))
     with np.errstate(divide="ignore", invalid="ignore"):
         r = np.clip((x.T @ y)[0] / (np.linalg.norm(x) * np.linalg.norm(y, axis=0)), -1, 1)
-        df = n - 2 - basis.shape[1]
-        p = 2 * student.sf(np.abs(r) * np.sqrt(df / (1 - r**2)), df)
+    p = _p_of(r, n - 2 - basis.shape[1])
     return r.reshape(values.shape[1:]), p.reshape(values.shape[1:])
+
+
+def _basis(nuisance: Array) -> Array:
+    """Return an orthonormal basis ``(observation, rank)`` of the centred nuisance."""
+    basis, singular, _ = np.linalg.svd(nuisance - nuisance.mean(axis=0), full_matrices=False)
+    return np.asarray(basis[:, singular > singular.max(initial=0.0) * len(nuisance) * np.finfo(np.float64).eps])
+
+
+def _p_of(r: Array, df: int) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(2 * student.sf(np.abs(r) * np.sqrt(df / (1 - r**2)), df))
+
+
+def _unit(columns: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(columns / np.linalg.norm(columns, axis=0))
+
+
+def chance_of_correlations(
+    values: Signal, score: Array, nuisance: Array, *, distance: Array | None, n_perm: int, seed: int
+) -> Array:
+    """Return what `summarise_correlations` says when the score is dealt out at random.
+
+    The edges of one matrix depend on each other, so that the share of small p scatters far more around 0.05 than it
+    would for as many independent tests. Relabelling i depends on ``(seed, i)`` alone.
+
+    Parameters
+    ----------
+    values, score, nuisance
+        As in `correlate_across`.
+    distance
+        ``(...)`` of each column, or None.
+    n_perm
+        Relabellings.
+    seed
+        Of the relabellings.
+
+    Returns
+    -------
+    summaries
+        ``(n_perm, 3)``.
+    """
+    n = len(score)
+    out = np.full((n_perm, 3), np.nan)
+    basis = _basis(nuisance)
+    flat = np.asarray(values, dtype=np.float64).reshape(n, -1)
+    there = np.isfinite(flat).all(axis=0)
+    unit = _unit(_residual(flat[:, there], basis))
+    x = _residual(score[:, None], basis)[:, 0]
+    lengths = None if distance is None else np.asarray(distance, dtype=np.float64).ravel()[there]
+    df = n - 2 - basis.shape[1]
+    for i in range(n_perm):
+        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))).permutation(n)
+        r = np.clip(_unit(_residual(x[order, None], basis))[:, 0] @ unit, -1, 1)
+        out[i] = summarise_correlations(r, _p_of(r, df), distance=lengths)[:3]
+    return out
+
+
+def summarise_correlations(r: Array, p: Array, *, distance: Array | None) -> tuple[float, float, float, float]:
+    """Return the median of the absolute r, the share of p < 0.05, the rank correlation of r with distance, and the
+    share of Benjamini-Hochberg adjusted p < 0.05; of those columns that have an r.
+    """  # noqa: D205 - four numbers, one sentence
+    there = np.isfinite(r)
+    if not there.any():
+        return (float("nan"),) * 4
+    rho = float("nan") if distance is None else rank_correlation(r, distance)
+    adjusted = adjust_benjamini_hochberg(p[there])
+    return float(np.median(np.abs(r[there]))), float(np.mean(p[there] < 0.05)), rho, float(np.mean(adjusted < 0.05))
 
 
 def _residual(columns: Array, basis: Array) -> Array:

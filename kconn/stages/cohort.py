@@ -1,4 +1,4 @@
-"""The stages of the cohort: the quality table, the cube of netmats, and one test per contrast."""
+"""The stages of the cohort: the cube of netmats, and one test per contrast."""
 
 from __future__ import annotations
 
@@ -6,73 +6,45 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
+from kconn import schema
 from kconn.cohort import assemble, average_runs, project_tangent, scale_to_unrelated
 from kconn.design import Hypothesis, build_test
 from kconn.errors import InputError
 from kconn.inference import permutation_test
 from kconn.io import tables
 from kconn.stages.binding import Job, exclusion
+from kconn.stages.quality import find_short_sessions, quality_rows, run_of, split_path, summarise_sessions
 from kconn.stages.running import bind_checkpoint
 
-#: Columns of the quality table that are numbers of a denoised run.
-_NUMBERS: Final = (
-    "n_frames",
-    "n_kept",
-    "minutes_kept",
-    "mean_fd",
-    "max_fd",
-    "median_tsnr",
-    "n_regressors",
-    "df_left",
-    "n_constant",
-)
-
-
-def collect_quality(job: Job) -> None:
-    """Gather one row per run: how it moved, what was kept, whether and why it was left out."""
-    rows = []
-    for up in job.step.upstream:
-        ds = job.open(up.address)
-        subject, session, run = split_path(up.address.path)
-        numbers = {name: float(ds[name]) if name in ds else np.nan for name in _NUMBERS}
-        rows.append({"subject": subject, "session": session, "run": run, **numbers, "excluded": exclusion(ds) or ""})
-    table = pd.DataFrame(rows)
-    text = ("subject", "session", "run", "excluded")
-    job.publish(
-        xr.Dataset(
-            {name: ("row", table[name].to_numpy(dtype=object if name in text else np.float64)) for name in table}
-        )
-    )
+#: Why a subject is in no test of a cohort that it could have been in.
+NOTHING_LEFT: Final = "every run or session was left out"
 
 
 def assemble_cohort(job: Job) -> None:
     """Average the runs of each session and stack the sessions into ``netmat (observation, edge)``."""
     params = job.step.params
-    runs: list[xr.Dataset] = []
-    places: list[tuple[str, str]] = []
-    subjects = set()
-    for up in job.step.upstream:
-        subject, session, _ = split_path(up.address.path)
-        subjects.add(subject)
-        netmat = job.open(up.address)
-        if exclusion(netmat) is None:
-            runs.append(netmat)
-            places.append((subject, session))
-    if not runs:
+    rows = quality_rows(job.open(job.step.reads("quality").address))
+    opened = {up.address.path: job.open(up.address) for up in job.step.upstream if up.address.step == "netmat"}
+    subjects = {split_path(path)[0] for path in opened}
+    rows = rows[rows["path"].isin([run_of(path) for path, netmat in opened.items() if exclusion(netmat) is None])]
+    short = find_short_sessions(rows, params)
+    used = {path: netmat for path, netmat in opened.items() if run_of(path) in set(rows["path"])}
+    used = {path: netmat for path, netmat in used.items() if split_path(path)[:2] not in short}
+    if not used:
         raise InputError(
             "E-NO-RUNS",
             "every run was left out",
             rule="at least one run is within the quality limits",
             fix="look at the reasons with `kconn status`, and at [quality] and [denoise] in the study file",
         )
+    runs = list(used.values())
     if params["z"] == "ar1":
         runs = scale_to_unrelated(runs, seed=params["seed"])
     sessions: dict[tuple[str, str], list[xr.Dataset]] = {}
-    for place, run in zip(places, runs, strict=True):
-        sessions.setdefault(place, []).append(run)
+    for path, run in zip(used, runs, strict=True):
+        sessions.setdefault(split_path(path)[:2], []).append(run)
     cube = assemble(
         (f"sub-{subject}", f"ses-{session}", average_runs(runs)) for (subject, session), runs in sessions.items()
     )
@@ -81,7 +53,13 @@ def assemble_cohort(job: Job) -> None:
     for name, prefix in (("subject", "sub-"), ("session", "ses-")):
         labels = [str(label).removeprefix(prefix) for label in cube[name].to_numpy()]
         cube = cube.assign_coords({name: ("observation", np.array(labels, dtype=object))})
-    job.publish(cube.assign_attrs(without_runs=sorted(subjects - {subject for subject, _ in sessions})))
+    cube = schema.annotate(cube.assign(summarise_sessions(rows, cube)))
+    job.publish(
+        cube.assign_attrs(
+            without_runs=sorted(subjects - {subject for subject, _ in sessions}),
+            short_sessions={f"{subject}/{session}": reason for (subject, session), reason in sorted(short.items())},
+        )
+    )
 
 
 def test_contrast(job: Job) -> None:
@@ -122,7 +100,7 @@ def run_contrast(job: Job, data: xr.DataArray, *, without_runs: Sequence[str]) -
         sign_flip=test.sign_flip,
         checkpoint=bind_checkpoint(job.root, job.step),
     )
-    left_out = dict.fromkeys(without_runs, "every run was left out") | test.left_out
+    left_out = dict.fromkeys(without_runs, NOTHING_LEFT) | test.left_out
     result = (
         result.isel(contrast=0)
         .assign_coords(contrast=job.step.address.path.split("/")[3])
@@ -136,9 +114,3 @@ def run_contrast(job: Job, data: xr.DataArray, *, without_runs: Sequence[str]) -
         )
     )
     return result.assign(design=(("observation", "regressor"), test.design.to_numpy()))
-
-
-def split_path(path: str) -> tuple[str, str, str]:
-    """Return subject, session and run of ``sub-01/ses-1/run-1/...``."""
-    subject, session, run = path.split("/")[:3]
-    return subject.removeprefix("sub-"), session.removeprefix("ses-"), run.removeprefix("run-")

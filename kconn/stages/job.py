@@ -11,7 +11,9 @@ from kconn.errors import KconnError, ResourceError, unforeseen
 from kconn.io.cubes import translated
 from kconn.kernels.blas import single_thread
 from kconn.stages.binding import Job
-from kconn.stages.cohort import assemble_cohort, collect_quality, test_contrast
+from kconn.stages.cohort import assemble_cohort, test_contrast
+from kconn.stages.qc_fc import estimate_cohort_qc_fc
+from kconn.stages.quality import collect_coverage, collect_quality, compare_run_motion
 from kconn.stages.run import denoise_run, estimate_run_netmat, extract_nodes, ingest_run
 from kconn.versions import code_version
 
@@ -26,7 +28,10 @@ STAGES: Final[dict[str, Stage]] = {
     "nodes": extract_nodes,
     "netmat": estimate_run_netmat,
     "quality": collect_quality,
+    "coverage": collect_coverage,
+    "motion": compare_run_motion,
     "cohort": assemble_cohort,
+    "qcfc": estimate_cohort_qc_fc,
     "test": test_contrast,
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from kconn import schema
 from kconn.denoising import censor, denoise
 from kconn.errors import InputError, KconnError
 from kconn.io import cubes, nifti, tables
@@ -16,8 +17,8 @@ from kconn.io.nifti import BoldHeader
 from kconn.kinds import KINDS
 from kconn.netmats import count_frames, estimate_ar1, estimate_netmats, fisher_z
 from kconn.nodesets import load_nodes
-from kconn.parcellation import parcellate
-from kconn.quality import estimate_quality
+from kconn.parcellation import NodeSet, find_atlas_coverage, parcellate
+from kconn.quality import estimate_carpet, estimate_courses, estimate_motion, estimate_quality
 from kconn.sliding_windows import estimate_variability, estimate_window_netmats
 from kconn.stages.binding import Job, excluded, exclusion
 from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy
@@ -27,6 +28,8 @@ from kconn.study import unless_off
 _STREAM_BYTES: Final = 4 * 1024 * 1024
 #: Errors of denoising that speak of one run's motion, not of the study: the run is left out, with the reason.
 _LEAVES_OUT: Final = frozenset({"E-NO-FRAMES", "E-DF"})
+#: What a group of node series says of the voxels behind them.
+_COVERAGE: Final = ("coverage", "n_voxel", "atlas_coverage", "n_uncovered")
 
 
 def ingest_run(job: Job) -> None:
@@ -57,16 +60,16 @@ def denoise_run(job: Job) -> None:
             detrend=params["detrend"],
             min_dof=params["min_dof"],
         )
-        out = _with_quality(clean)
+        out = _with_quality(clean, params)
         if reason := _beyond_limits(out, params):
             out = out.drop_vars("denoised").assign_attrs(excluded=reason)
         job.publish(out)
     except KconnError as error:
         if error.code not in _LEAVES_OUT:
             raise
-        out = _with_quality(run).assign_attrs(excluded=f"{error.code} {error.problem}")
+        out = _with_quality(run, params).assign_attrs(excluded=f"{error.code} {error.problem}")
         if error.code == "E-NO-FRAMES":
-            out = out.assign(n_kept=0, minutes_kept=0.0)
+            out = out.assign(n_kept=0, minutes_kept=0.0, share_censored=1.0)
         job.publish(out)
 
 
@@ -81,7 +84,15 @@ def extract_nodes(job: Job) -> None:
     params = dict(job.step.params)
     nodes = load_nodes(params, {role: job.folder / path for role, path in job.step.files.items()}, raw)
     out = parcellate(joined, nodes, min_coverage=params["min_coverage"])
-    job.publish(out[["timeseries", "coverage", "sample_mask", "df_left"]].drop_vars(list("ijk"), errors="ignore"))
+    # The series tell whether the run is used: they are small, and one pass over the voxels makes them all.
+    out = out[["timeseries", "coverage", "n_voxel", "sample_mask", "df_left"]].drop_vars(list("ijk"), errors="ignore")
+    out = find_atlas_coverage(out.compute())
+    if (coverage := float(out["atlas_coverage"])) < params["min_atlas_coverage"]:
+        reason = f"{coverage:.0%} of the voxels of the nodes have data, less than {params['min_atlas_coverage']:.0%}"
+        job.publish(out.drop_vars(["timeseries", "sample_mask", "df_left"]).assign_attrs(excluded=reason))
+        return
+    before = _series_before(raw, nodes, run["denoised"].attrs, params)
+    job.publish(schema.annotate(out.assign(timeseries_before=before)))
 
 
 def estimate_run_netmat(job: Job) -> None:
@@ -90,6 +101,7 @@ def estimate_run_netmat(job: Job) -> None:
     if reason := exclusion(series):
         job.publish(excluded(reason))
         return
+    series = series.drop_vars(["timeseries_before", *_COVERAGE])
     params = job.step.params
     if params["kind"] == "corrsd":
         windows = estimate_window_netmats(series, kind="corr", window_s=params["window_s"], step_s=params["step_s"])
@@ -101,7 +113,29 @@ def estimate_run_netmat(job: Job) -> None:
         out = fisher_z(out)
     if params["z"] == "ar1":  # the scale follows when the runs of the study are together
         out = estimate_ar1(out).assign(n_kept=count_frames(series))
-    job.publish(out.drop_vars(["timeseries", "coverage", "sample_mask", "df_left"]))
+    job.publish(out.drop_vars(["timeseries", "sample_mask", "df_left"]))
+
+
+def _series_before(
+    raw: xr.Dataset, nodes: NodeSet, filters: Mapping[str, Any], params: Mapping[str, Any]
+) -> xr.DataArray:
+    """Return the node series without trend and frequencies, as in denoising, but with the confounds and all frames.
+
+    So the difference that is seen in QC-FC is what confounds and censoring make, and not the filter.
+    """
+    kept = xr.DataArray(np.arange(raw.sizes["time"]) >= params["dummy_frames"], dims="time")
+    series = parcellate(raw.assign(sample_mask=kept), nodes, min_coverage=params["min_coverage"])["timeseries"]
+    plain = xr.Dataset({"bold": series.rename(node="column"), "sample_mask": kept}, attrs=raw.attrs)
+    clean = denoise(
+        plain,
+        confounds=None,
+        high_pass=filters.get("high_pass"),
+        low_pass=filters.get("low_pass"),
+        filter=filters.get("filter", "cosine"),
+        detrend=bool(filters["detrend"]),
+        min_dof=1,
+    )
+    return clean["denoised"].rename(column="node")
 
 
 def _read_table_run(job: Job) -> xr.Dataset:
@@ -215,17 +249,32 @@ def _time(n_time: int, t_r: float) -> dict[str, Any]:
     return {"time": ("time", np.arange(n_time) * t_r, {"units": "s"})}
 
 
-def _with_quality(run: xr.Dataset) -> xr.Dataset:
+def _with_quality(run: xr.Dataset, params: Mapping[str, Any]) -> xr.Dataset:
     """Return what denoising adds to a run: the residuals, the kept frames, and the quality."""
-    return estimate_quality(run).drop_vars(["bold", "confounds", *"ijk", "confound"], errors="ignore")
+    out = estimate_carpet(estimate_courses(estimate_motion(estimate_quality(run))))
+    share = 1 - out["n_kept"] / max(1, run.sizes["time"] - params["dummy_frames"])
+    out = schema.annotate(out.assign(share_censored=share))
+    return out.drop_vars(["bold", "confounds", *"ijk", "confound"], errors="ignore")
+
+
+#: Quality limit -> the number that it is for, and what is said of a run beyond it.
+_LEAST: Final = {
+    "min_frames": ("n_kept", "{:.0f} frames kept, fewer than {}"),
+    "min_minutes": ("minutes_kept", "{:.2f} minutes kept, fewer than {}"),
+}
+_MOST: Final = {
+    "max_mean_fd": ("mean_fd", "mean framewise displacement {:.3f} mm, above {}"),
+    "max_censored": ("share_censored", "{:.1%} of the frames dropped, more than {:.0%}"),
+    "max_std_dvars": ("mean_std_dvars", "mean standardised DVARS {:.3f}, above {}"),
+}
 
 
 def _beyond_limits(found: xr.Dataset, limits: Mapping[str, Any]) -> str:
-    """Return which quality limit a run breaks, or an empty string."""
-    n_kept, mean_fd = int(found["n_kept"]), float(found["mean_fd"])
-    if n_kept < limits["min_frames"]:
-        return f"{n_kept} frames kept, fewer than {limits['min_frames']}"
-    highest = unless_off(limits["max_mean_fd"])
-    if highest is not None and mean_fd > highest:
-        return f"mean framewise displacement {mean_fd:.3f} mm, above {highest}"
-    return ""
+    """Return which quality limits a run breaks, or an empty string."""
+    broken = []
+    for rules, sign in ((_LEAST, 1), (_MOST, -1)):
+        for name, (measure, words) in rules.items():
+            limit = unless_off(limits[name])
+            if limit is not None and sign * float(found[measure]) < sign * limit:
+                broken.append(words.format(float(found[measure]), limit))
+    return "; ".join(broken)
