@@ -14,7 +14,8 @@ from .errors import KconnError as KconnError
 from .families import average_families as average_families, average_networks as average_networks
 from .inference import permutation_test as permutation_test
 from .io.cubes import open_study as open_study
-from .kernels.clusters import Tfce as Tfce
+from .kernels.clusters import Neighbours as Neighbours, Tfce as Tfce
+from .kernels.surfaces import vertex_areas as vertex_areas
 from .netmats import (
     ar1_z as ar1_z,
     estimate_amplitudes as estimate_amplitudes,
@@ -47,4 +48,5 @@ from .sliding_windows import (
     estimate_window_netmats as estimate_window_netmats,
 )
 from .seedmaps import estimate_seed_maps as estimate_seed_maps
+from .surface_neighbours import grayordinate_neighbours as grayordinate_neighbours
 from .testing import simulate_run as simulate_run, simulate_study as simulate_study

@@ -33,7 +33,7 @@ from kconn.correction import (
 from kconn.feature_tests import estimate_features
 from kconn.features import join_covariates, read_features
 from kconn.kernels import glm, multiple_testing, tallies
-from kconn.kernels.clusters import Tfce
+from kconn.kernels.clusters import Neighbours, Tfce
 from kconn.kernels.glm import Regression
 from kconn.kernels.tallies import TAILS
 from kconn.labelling import label_results
@@ -74,7 +74,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     signs: xr.DataArray | npt.NDArray[np.integer] | None = None,
     feature_covariates: Data | None = None,
     statistic: Statistic = "edge",
-    neighbours: int | npt.NDArray[np.integer] | None = None,
+    neighbours: int | npt.NDArray[np.integer] | Neighbours | None = None,
     threshold: float | None = None,
     tfce: Tfce | None = None,
     convention: Convention = "kconn",
@@ -131,8 +131,10 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         neighbours) and ``"tfce"``: p values and ``max_stat`` are those of the cluster or of the enhanced value, which
         is returned as ``enhanced``.
     neighbours
-        6, 18 or 26: voxels with coordinates ``i j k`` that touch; or pairs ``(n_pair, 2)`` of feature positions. For
-        ``"nbs"`` neighbours follow from ``node_i node_j``.
+        6, 18 or 26: voxels with coordinates ``i j k`` that touch; pairs ``(n_pair, 2)`` of feature positions; or
+        `kconn.Neighbours`, pairs with the size of each feature, as `kconn.grayordinate_neighbours` gives for CIFTI
+        data: extents (of TFCE too) then sum sizes, and under ``"kconn"`` mass weighs by them. For ``"nbs"`` neighbours
+        follow from ``node_i node_j``.
     threshold
         Features beyond it form clusters: a z, under ``"fsl"`` a t or F, under ``"nilearn"`` an uncorrected p.
     tfce

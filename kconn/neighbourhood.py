@@ -13,7 +13,7 @@ import xarray as xr
 from kconn.arguments import Convention, Statistic, refuse_missing, refuse_unused
 from kconn.errors import SchemaError
 from kconn.kernels import spatial
-from kconn.kernels.clusters import CONNECTIVITY, Graph, Network, Tfce, build_graph, volume_pairs
+from kconn.kernels.clusters import CONNECTIVITY, Graph, Neighbours, Network, Tfce, build_graph, volume_pairs
 from kconn.kernels.spatial import Enhancement
 
 
@@ -28,7 +28,7 @@ class Meaning:
 
 def read_enhancement(
     statistic: Statistic,
-    neighbours: int | npt.NDArray[np.integer] | None,
+    neighbours: int | npt.NDArray[np.integer] | Neighbours | None,
     threshold: float | None,
     tfce: Tfce | None,
     data: xr.DataArray,
@@ -74,13 +74,22 @@ def _read_threshold(threshold: float, meaning: Meaning) -> float | spatial.TailP
     return spatial.TailP(p=threshold / 2 if meaning.two_sided else threshold)
 
 
-def _read_graph(neighbours: int | npt.NDArray[np.integer] | None, data: xr.DataArray) -> Graph:
+def _read_graph(neighbours: int | npt.NDArray[np.integer] | Neighbours | None, data: xr.DataArray) -> Graph:
     n_feature = int(np.prod(data.shape[1:]))
+    if isinstance(neighbours, Neighbours):
+        return build_graph(neighbours.pairs, n_feature, neighbours.sizes)
     if not isinstance(neighbours, int | np.integer):
         return build_graph(np.asarray(neighbours), n_feature)
     if neighbours not in CONNECTIVITY:
         raise SchemaError("E-ARGUMENT", f"neighbours={neighbours}", rule=f"one of {list(CONNECTIVITY)}, or pairs")
     ijk = _read_coordinates(data, ("i", "j", "k"), "voxels")
+    if "vertex" in data.coords and (data["vertex"] >= 0).any():
+        raise SchemaError(
+            "E-ARGUMENT",
+            f"neighbours={neighbours} for data with vertices of a surface",
+            rule="vertices are neighbours along the edges of their surface",
+            fix="pass neighbours=kconn.grayordinate_neighbours(data, triangles)",
+        )
     return build_graph(volume_pairs(np.column_stack(ijk).astype(np.int64), int(neighbours)), n_feature)
 
 

@@ -25,10 +25,30 @@ CONNECTIVITY: Final = {6: 1, 18: 2, 26: 3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """Neighbours of each feature in compressed rows: those of i are ``indices[indptr[i]:indptr[i + 1]]``."""
+    """Neighbours of each feature in compressed rows: those of i are ``indices[indptr[i]:indptr[i + 1]]``.
+
+    ``sizes (n_feature,)`` is what each feature adds to an extent: the area of a vertex; None for 1 each.
+    """
 
     indptr: npt.NDArray[np.int32]
     indices: npt.NDArray[np.int32]
+    sizes: FloatArray | None = None
+
+    def measure(self, features: IntArray) -> FloatArray:
+        """Return the sizes of some features."""
+        return np.ones(features.size) if self.sizes is None else self.sizes[features]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Neighbours:
+    """Which features touch, ``pairs (n_pair, 2)`` of positions, and what each adds to an extent.
+
+    ``sizes (n_feature,)``, for example vertex areas in mm2; None counts features. From
+    `kconn.grayordinate_neighbours`, or made by hand.
+    """
+
+    pairs: npt.NDArray[np.integer]
+    sizes: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +60,10 @@ class Network:
     n_node: int
 
 
-def build_graph(pairs: npt.NDArray[np.integer], n_feature: int) -> Graph:
+def build_graph(pairs: npt.NDArray[np.integer], n_feature: int, sizes: FloatArray | None = None) -> Graph:
     """Return the graph of neighbouring pairs ``(n_pair, 2)``, each in either order.
+
+    ``sizes`` as in `Graph`.
 
     Raises
     ------
@@ -59,11 +81,19 @@ def build_graph(pairs: npt.NDArray[np.integer], n_feature: int) -> Graph:
             f"neighbours name the features {edges.min()} to {edges.max()}",
             rule=f"features count from 0 to {n_feature - 1}",
         )
+    if sizes is not None:
+        sizes = np.asarray(sizes, dtype=np.float64)
+        if sizes.shape != (n_feature,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+            raise DesignError(
+                "E-TABLE-SHAPE",
+                f"sizes have shape {sizes.shape} and {int((~(sizes > 0)).sum())} that are not above 0",
+                rule=f"one finite size above 0 for each of {n_feature} features",
+            )
     edges = edges[edges[:, 0] != edges[:, 1]]
     row, column = np.concatenate([edges, edges[:, ::-1]]).T
     matrix = coo_array((np.ones(row.size, dtype=np.int32), (row, column)), shape=(n_feature, n_feature)).tocsr()
     matrix.sum_duplicates()
-    return Graph(indptr=matrix.indptr.astype(np.int32), indices=matrix.indices.astype(np.int32))
+    return Graph(indptr=matrix.indptr.astype(np.int32), indices=matrix.indices.astype(np.int32), sizes=sizes)
 
 
 def volume_pairs(ijk: npt.NDArray[np.integer], connectivity: int) -> IntArray:
@@ -153,9 +183,8 @@ def enhance(values: FloatArray, graph: Graph, options: Tfce, heights: Heights) -
     order = positive[np.argsort(-values[positive])]
     rank = np.full(values.size, order.size, dtype=np.int32)
     rank[order] = np.arange(order.size, dtype=np.int32)
-    powers = np.arange(order.size + 1, dtype=np.float64) ** options.extent
-    weights = heights.integrate(values[order], options.height)
-    out[order] = _grow(order, rank, weights, powers, graph.indptr, graph.indices)
+    parent, extent = _grow(order, rank, graph.measure(order), graph.indptr, graph.indices)
+    out[order] = _add_up(parent, extent**options.extent, heights.integrate(values[order], options.height))
     return out
 
 
@@ -205,18 +234,18 @@ def _join_nodes(node_i, node_j, parent):  # type: ignore[no-untyped-def]  # noqa
 
 
 @njit(cache=True, nogil=True)
-def _grow(order, rank, weights, powers, indptr, indices):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - compiled
-    """Add features from the highest down and build the tree of clusters.
+def _grow(order, rank, size, indptr, indices):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - compiled
+    """Add features from the highest down and build the tree of clusters; return parents and extents.
 
     Feature n of the order is the node of the cluster that it completes; the node that takes this cluster up later is
     its parent. The cluster has the same extent from its own height down to its parent's.
     """
     n_active = order.size
     joined = np.empty(n_active, dtype=np.int32)
-    count = np.ones(n_active, dtype=np.int32)
+    total = size.copy()
     node = np.empty(n_active, dtype=np.int32)
     parent = np.full(n_active, -1, dtype=np.int32)
-    extent = np.empty(n_active, dtype=np.int32)
+    extent = np.empty(n_active)
     for n in range(n_active):
         joined[n] = n
         root = n
@@ -228,15 +257,21 @@ def _grow(order, rank, weights, powers, indptr, indices):  # type: ignore[no-unt
             if other == root:
                 continue
             parent[node[other]] = n
-            if count[other] > count[root]:
+            if total[other] > total[root]:
                 root, other = other, root
             joined[other] = root
-            count[root] += count[other]
+            total[root] += total[other]
         node[root] = n
-        extent[n] = count[root]
-    out = np.empty(n_active)
-    for n in range(n_active - 1, -1, -1):
+        extent[n] = total[root]
+    return parent, extent
+
+
+@njit(cache=True, nogil=True)
+def _add_up(parent, power, weights):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - compiled
+    """Return, for each node, the sum of what it and all nodes below it add."""
+    out = np.empty(parent.size)
+    for n in range(parent.size - 1, -1, -1):
         below = parent[n]
-        out[n] = powers[extent[n]] * (weights[n] - (weights[below] if below >= 0 else 0.0))
+        out[n] = power[n] * (weights[n] - (weights[below] if below >= 0 else 0.0))
         out[n] += out[below] if below >= 0 else 0.0
     return out

@@ -28,6 +28,7 @@ class Rules:
 
     ``scale``: on z or on the statistic itself. ``strict``: above the threshold, or at it too. ``excess``: mass sums
     what exceeds the threshold. ``merge_signs``: in a two-sided test positive and negative features may share a cluster.
+    ``mass_by_size``: mass weighs what it sums by the size of each feature, as extent always does.
     ``step``, ``strict_heights``, ``times_step``: heights of enhancement, see `kconn.kernels.clusters.Heights`.
     ``two_sided_step``: the step of a two-sided test comes from the largest size, for both sides.
     """
@@ -40,10 +41,13 @@ class Rules:
     times_step: bool
     strict_heights: bool = False
     two_sided_step: bool = False
+    mass_by_size: bool = False
 
 
 RULES: Final = {
-    "kconn": Rules(scale="z", strict=False, excess=True, merge_signs=False, step="exact", times_step=True),
+    "kconn": Rules(
+        scale="z", strict=False, excess=True, merge_signs=False, step="exact", times_step=True, mass_by_size=True
+    ),
     "palm": Rules(scale="z", strict=False, excess=False, merge_signs=True, step="map", times_step=True),
     "fsl": Rules(
         scale="stat",
@@ -131,9 +135,10 @@ class Enhancement:
             return clusters.enhance(values, self.neighbours, self.tfce, self._heights(values, engine, i_side, top))
         out = np.zeros(compared.size)
         active = self._active(compared, engine)
-        weights = np.ones(active.size)
+        weights = self.neighbours.measure(active) if isinstance(self.neighbours, Graph) else np.ones(active.size)
         if self.kind == "mass":
-            weights = self._scale(compared[active], engine) - (self._least(engine)[1] if self.rules.excess else 0.0)
+            mass = self._scale(compared[active], engine) - (self._least(engine)[1] if self.rules.excess else 0.0)
+            weights = weights * mass if self.rules.mass_by_size else mass
         cluster = clusters.find_clusters(active, self.neighbours, compared.size)
         out[active] = clusters.sum_clusters(cluster, weights)
         return out
