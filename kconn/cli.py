@@ -245,12 +245,14 @@ def _parser() -> argparse.ArgumentParser:
     made = add("simulate", simulate, takes_study=False)
     made.add_argument("folder", help="new folder for the study")
     made.add_argument("--subjects", type=int, default=16, help="per group (default 16)")
-    made.add_argument("--layout", choices=["fmriprep", "tables"], default="fmriprep")
+    made.add_argument("--layout", choices=["fmriprep", "hcp", "tables"], default="fmriprep")
     made.add_argument("--seed", type=int, default=0)
     begun = add("init", init, takes_study=False)
-    begun.add_argument("derivatives", help="folder of fMRIPrep outputs, of other images, or of tables of node series")
+    begun.add_argument(
+        "derivatives", help="folder of fMRIPrep or HCP outputs, of other images, of CIFTI series, or of tables"
+    )
     begun.add_argument("--out", default="study.toml", help="file to write (default study.toml); never overwritten")
-    begun.add_argument("--atlas", help="label image for the node set")
+    begun.add_argument("--atlas", help="label image or dlabel for the node set")
     begun.add_argument("--pattern", help="path of a run without BIDS names, such as '{subject}/{session}/rest.nii.gz'")
     begun.add_argument("--mask-pattern", help="images: path of the brain mask of a run, or of one for all")
     begun.add_argument("--confounds-pattern", help="path of the confound table of a run")

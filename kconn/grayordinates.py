@@ -80,7 +80,11 @@ class Grayordinates:
 
     def attrs(self) -> dict[str, Any]:
         """Return what the coordinates do not say, as JSON values."""
-        attrs: dict[str, Any] = {"structures": list(self.structures), "n_vertices": dict(self.n_vertices)}
+        attrs: dict[str, Any] = {
+            "brain_models": self.digest(),
+            "structures": list(self.structures),
+            "n_vertices": dict(self.n_vertices),
+        }
         if self.affine is not None and self.grid_shape is not None:
             attrs["volume_affine"] = [[float(x) for x in row] for row in self.affine]
             attrs["volume_shape"] = list(self.grid_shape)

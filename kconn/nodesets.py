@@ -9,7 +9,8 @@ from typing import Any
 import xarray as xr
 
 from kconn.errors import InputError
-from kconn.io import atlases, nifti
+from kconn.io import atlases, cifti, nifti
+from kconn.nodes import nodes_from_dense_labels
 from kconn.parcellation import NodeSet, nodes_from_columns, nodes_from_labels, nodes_from_spheres
 
 
@@ -28,8 +29,10 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
     Raises
     ------
     InputError
-        ``E-ATLAS``, ``E-NODES``, ``E-TABLE`` or ``E-ID-MISSING``.
+        ``E-ATLAS``, ``E-CIFTI``, ``E-AMBIGUOUS``, ``E-NODES``, ``E-TABLE`` or ``E-ID-MISSING``.
     """
+    if "atlas" in files and cifti.is_labels(files["atlas"]):
+        return _load_dlabel(params, files)
     if "atlas" in files:
         labels, affine = nifti.read_labels(files["atlas"])
         names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
@@ -54,3 +57,10 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
             fix=f"the columns are {', '.join(available[:8])}{', ...' if len(available) > 8 else ''}",
         )
     return nodes_from_columns(wanted, exclude=params["exclude"])
+
+
+def _load_dlabel(params: Mapping[str, Any], files: Mapping[str, Path]) -> NodeSet:
+    """Return the nodes of a dlabel: its own names, unless a table gives others."""
+    found = cifti.read_dense_labels(files["atlas"], map_name=params["label_map"])
+    names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (found.names, None)
+    return nodes_from_dense_labels(found.keys, found.places, names=names, networks=networks)

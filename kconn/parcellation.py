@@ -32,6 +32,7 @@ __all__ = [
     "Columns",
     "NodeSet",
     "find_atlas_coverage",
+    "find_dense_members",
     "find_members",
     "find_uncovered",
     "nodes_from_columns",

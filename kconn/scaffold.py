@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 
 from kconn.errors import InputError
-from kconn.io import layout, tables
+from kconn.io import layout, layout_hcp, tables
+from kconn.io.cifti import SERIES_ENDINGS, is_series
 from kconn.study import (
     LAYOUTS_OF,
     SOURCE_OF,
@@ -27,6 +28,7 @@ from kconn.study import (
     StudyTable,
 )
 from kconn.testing import SimulatedStudy, simulate_study
+from kconn.testing.study import Layout
 
 _HEAD: Final = (
     "# A kconn study. `kconn check` validates it, `kconn plan` prints the steps, `kconn run` runs them.\n"
@@ -60,8 +62,10 @@ class Pattern:
     t_r: float | None = None
 
     @property
-    def layout(self) -> Literal["images", "tables"]:
-        """``images`` for a pattern of NIfTI files, else ``tables``."""
+    def layout(self) -> Literal["images", "cifti", "tables"]:
+        """``cifti`` for a pattern of dtseries or ptseries, ``images`` for one of NIfTI files, else ``tables``."""
+        if self.pattern.endswith(SERIES_ENDINGS):
+            return "cifti"
         return "images" if self.pattern.endswith((".nii", ".nii.gz")) else "tables"
 
 
@@ -74,9 +78,7 @@ class _Found:
     remarks: tuple[str, ...] = ()
 
 
-def write_simulated_study(
-    folder: Path, *, n_subjects_per_group: int, layout: Literal["fmriprep", "tables"], seed: int
-) -> Path:
+def write_simulated_study(folder: Path, *, n_subjects_per_group: int, layout: Layout, seed: int) -> Path:
     """Write a simulated trial to ``folder`` and return its study file.
 
     Raises
@@ -103,7 +105,7 @@ def write_study_file(derivatives: Path, out: Path, *, atlas: str | None, pattern
     Parameters
     ----------
     derivatives
-        fMRIPrep outputs, or a folder of images or tables.
+        Outputs of fMRIPrep or the HCP pipelines, or a folder of images, CIFTI series or tables.
     out
         File to write; an existing one is never overwritten.
     atlas
@@ -116,7 +118,8 @@ def write_study_file(derivatives: Path, out: Path, *, atlas: str | None, pattern
     InputError
         ``E-NO-RUNS`` or ``E-FILE-EXISTS``.
     """
-    found = _find_by_pattern(derivatives, pattern) if pattern else _find_fmriprep(derivatives)
+    find = _find_hcp if layout_hcp.looks_like_hcp(derivatives) else _find_fmriprep
+    found = _find_by_pattern(derivatives, pattern) if pattern else find(derivatives)
     text = _new_text(derivatives, out.parent, found, atlas)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,8 +133,8 @@ def write_study_file(derivatives: Path, out: Path, *, atlas: str | None, pattern
             fix="choose another --out, or remove it",
         ) from error
     remarks = list(found.remarks)
-    if atlas is None and found.inputs["layout"] != "tables":
-        remarks.append("put the path of your atlas where the file says ATLAS.nii.gz")
+    if atlas is None and not _has_columns(found):
+        remarks.append(f"put the path of your atlas where the file says {_atlas_of(found)}")
     subjects = {run.subject for run in found.runs}
     sessions = sorted({run.session for run in found.runs})
     summary = f"found {len(found.runs)} runs of {len(subjects)} subjects in session(s) {', '.join(sessions)}"
@@ -142,14 +145,35 @@ def _find_fmriprep(derivatives: Path) -> _Found:
     """Choose the first task, the first of its spaces and the first of their resolutions."""
     chosen: dict[str, str] = {}
     remarks = []
-    for key in ("task", "space", "res"):
-        narrowed = {name: label for name, label in chosen.items() if name != "res"}
+    for key in ("task", "space", "res", "den"):
+        narrowed = {name: label for name, label in chosen.items() if name in {"task", "space"}}
         options = layout.list_choices(derivatives, **narrowed)[key]
         if len(options) > 1:
             remarks.append(f"{key}: chose {options[0]} of {', '.join(options)}")
         chosen |= {key: options[0]} if options else {}
     runs = layout.find_runs_fmriprep(derivatives, **chosen)
     return _Found(inputs={"layout": "fmriprep", **chosen}, runs=runs, remarks=tuple(remarks))
+
+
+def _find_hcp(derivatives: Path) -> _Found:
+    """Choose the variant that is cleaned most: with noise components removed, then with areal registration."""
+    variants = list(layout_hcp.list_variants(derivatives))
+    chosen = max(variants, key=lambda variant: (variant.endswith("_clean"), "MSMAll" in variant, variant))
+    remarks = [f"variant: chose {chosen} of {', '.join(variants)}"] if len(variants) > 1 else []
+    if chosen.endswith("_clean"):
+        remarks.append('confounds = "none": noise components and motion were removed from the cleaned series')
+    runs = layout_hcp.find_runs_hcp(derivatives, variant=chosen)
+    return _Found(inputs={"layout": "hcp", "variant": chosen}, runs=runs, remarks=tuple(remarks))
+
+
+def _has_columns(found: _Found) -> bool:
+    """Return whether the runs are node series: tables or ptseries."""
+    return found.inputs["layout"] == "tables" or all(run.bold and "ptseries" in run.bold.name for run in found.runs)
+
+
+def _atlas_of(found: _Found) -> str:
+    """Return what stands in the file for an atlas that the user has yet to name."""
+    return "ATLAS.dlabel.nii" if all(run.bold and is_series(run.bold) for run in found.runs) else "ATLAS.nii.gz"
 
 
 def _find_by_pattern(derivatives: Path, given: Pattern) -> _Found:
@@ -165,13 +189,16 @@ def _find_by_pattern(derivatives: Path, given: Pattern) -> _Found:
             runs=runs,
             remarks=tuple(f"state {key} in the file: text files do not say it" for key in missing),
         )
+    inputs |= {"t_r": given.t_r} if given.t_r else {}
+    if given.layout == "cifti":
+        runs = layout.find_runs_cifti(derivatives, pattern=given.pattern, confounds_pattern=given.confounds_pattern)
+        return _Found(inputs=inputs, runs=runs)
     runs = layout.find_runs_images(
         derivatives,
         pattern=given.pattern,
         mask_pattern=given.mask_pattern,
         confounds_pattern=given.confounds_pattern,
     )
-    inputs |= {"t_r": given.t_r} if given.t_r else {}
     if given.mask_pattern is None:
         return _Found(inputs={**inputs, "mask": "none"}, runs=runs, remarks=("no mask_pattern: every voxel is kept",))
     return _Found(inputs={**inputs, "mask_pattern": given.mask_pattern}, runs=runs)
@@ -191,13 +218,14 @@ def _new_text(derivatives: Path, folder: Path, found: _Found, atlas: str | None)
     people = _find_people(derivatives)
     inputs = {"root": os.path.relpath(derivatives, folder), **found.inputs}
     inputs |= {name: os.path.relpath(path, folder) for name, path in people.items()}
-    if found.inputs["layout"] == "tables":
+    if _has_columns(found):
         nodes = _table("nodes.columns", NodesTable, {"columns": "all"})
     else:
         nodes = _table(
-            "nodes.atlas", NodesTable, {"atlas": os.path.relpath(atlas, folder) if atlas else "ATLAS.nii.gz"}
+            "nodes.atlas", NodesTable, {"atlas": os.path.relpath(atlas, folder) if atlas else _atlas_of(found)}
         )
-    has_confounds = all(run.confounds is not None for run in found.runs)
+    is_clean = str(found.inputs.get("variant", "")).endswith("_clean")
+    has_confounds = not is_clean and all(run.confounds is not None for run in found.runs)
     parts = [
         _HEAD,
         _table("study", StudyTable, {"name": derivatives.resolve().name}),
@@ -268,7 +296,7 @@ def _simulated_text(made: SimulatedStudy, kind: str, folder: Path) -> str:
 
     inputs: dict[str, Any] = {"layout": kind, "root": relative(made.path), "participants": relative(made.participants)}
     nodes: dict[str, Any] = {"columns": "all"}
-    if kind == "fmriprep":
+    if kind != "tables":
         nodes = {"atlas": relative(made.atlas), "labels": relative(made.atlas_table)}
     else:
         inputs |= {
@@ -277,7 +305,7 @@ def _simulated_text(made: SimulatedStudy, kind: str, folder: Path) -> str:
             "orientation": "time-by-node",
             "t_r": _SIMULATED_T_R,
         }
-    denoise = {"confounds": "36P", "high_pass": 0.01, "low_pass": 0.1, "fd_threshold": 0.5}
+    denoise = {"confounds": "24P" if kind == "hcp" else "36P", "high_pass": 0.01, "low_pass": 0.1, "fd_threshold": 0.5}
     change: dict[str, Any] = {"test": "two-sample", "formula": "group + age + sex", "effect": "group"}
     change |= {"levels": ["placebo", "ketamine"], "change": ["pre", "post"]}
     baseline = {**change, "sessions": ["pre"]}

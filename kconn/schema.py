@@ -26,7 +26,8 @@ class Variable:
 #: Dimension -> meaning.
 DIMS: Final[dict[str, str]] = {
     "observation": "A row of the group analysis: one session of one subject.",
-    "voxel": "A voxel of the brain mask, in the order of the file (first axis fastest).",
+    "voxel": "A voxel of the brain mask (first axis fastest) or a grayordinate, in the order of the file.",
+    "member": "A grayordinate of a parcel of a ptseries; member_column is its column.",
     "column": "A column of a table of node series, as read: node sets choose among them.",
     "node": "A region, sphere or column whose mean series is analysed.",
     "edge": "A pair of nodes, node_i < node_j, row-major upper triangle.",

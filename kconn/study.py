@@ -23,20 +23,26 @@ _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _NAME: Final = r"^[A-Za-z][A-Za-z0-9-]*$"
 _LABEL: Final = r"^[A-Za-z0-9]+$"
+_CIFTI_SERIES: Final = (".dtseries.nii", ".ptseries.nii", ".dtseries.nii.gz", ".ptseries.nii.gz")
+_CIFTI_LABELS: Final = (".dlabel.nii", ".dlabel.nii.gz")
 #: Key of ``[inputs]`` -> the layouts that it belongs to; all other keys belong to every layout.
 LAYOUTS_OF: Final[dict[str, tuple[str, ...]]] = {
+    "space": ("fmriprep", "images", "cifti", "tables"),
     "res": ("fmriprep",),
+    "den": ("fmriprep",),
+    "variant": ("hcp",),
     "mask": ("fmriprep", "images"),
-    "pattern": ("images", "tables"),
+    "pattern": ("images", "cifti", "tables"),
     "mask_pattern": ("images",),
-    "confounds_pattern": ("images", "tables"),
-    "fd_pattern": ("images", "tables"),
+    "confounds_pattern": ("images", "cifti", "tables"),
+    "fd_pattern": ("images", "cifti", "tables"),
     "orientation": ("tables",),
     "has_header": ("tables",),
 }
 #: Key of ``[nodes.NAME]`` -> the kind of node set that it belongs to.
 SOURCE_OF: Final[dict[str, str]] = {
     "labels": "atlas",
+    "label_map": "atlas",
     "resample": "atlas",
     "radius_mm": "spheres",
     "diameter_mm": "spheres",
@@ -71,8 +77,8 @@ class InputsTable(_Table):
     """``[inputs]``: where the runs and the tables about people are."""
 
     layout: Annotated[
-        Literal["fmriprep", "images", "tables"],
-        Field(description="fmriprep; images: NIfTI of any pipeline; tables: node series"),
+        Literal["fmriprep", "hcp", "images", "cifti", "tables"],
+        Field(description="fmriprep; hcp; images: NIfTI, cifti: series of any pipeline; tables: node series"),
     ]
     root: Annotated[str, Field(description="folder of the runs, relative to this file")]
     pattern: Annotated[
@@ -91,6 +97,10 @@ class InputsTable(_Table):
     task: Annotated[str | None, Field(pattern=_LABEL, description="BIDS task, where there are several")] = None
     space: Annotated[str | None, Field(pattern=_LABEL, description="BIDS space, where there are several")] = None
     res: Annotated[str | None, Field(pattern=_LABEL, description="BIDS resolution, where there are several")] = None
+    den: Annotated[str | None, Field(pattern=_LABEL, description="BIDS density, where there are several")] = None
+    variant: Annotated[
+        str | None, Field(description="what stands after the run in the name of a series, where there are several")
+    ] = None
     mask: Annotated[
         Literal["brain", "none"], Field(description="brain: the mask image of each run; none: every voxel")
     ] = "brain"
@@ -109,12 +119,14 @@ class InputsTable(_Table):
         for key, layouts in LAYOUTS_OF.items():
             if getattr(self, key) is not None and key in self.model_fields_set and self.layout not in layouts:
                 raise ValueError(f"{key!r} belongs to layout {' or '.join(layouts)}, this one is {self.layout!r}")
-        needed = {"fmriprep": (), "images": ("pattern",), "tables": ("pattern", "orientation", "t_r")}[self.layout]
-        for key in needed:
+        needed = {"images": ("pattern",), "cifti": ("pattern",), "tables": ("pattern", "orientation", "t_r")}
+        for key in needed.get(self.layout, ()):
             if getattr(self, key) is None:
                 raise ValueError(f"layout {self.layout!r} needs {key!r}: the files do not say it")
         if self.layout == "images" and self.mask == "brain" and self.mask_pattern is None:
             raise ValueError("layout 'images' needs 'mask_pattern', or mask = \"none\" to keep every voxel")
+        if self.layout == "cifti" and not str(self.pattern).endswith(_CIFTI_SERIES):
+            raise ValueError(f"layout 'cifti' needs a pattern that ends in {' or '.join(_CIFTI_SERIES)}")
         return self
 
 
@@ -249,8 +261,9 @@ class QualityTable(_Table):
 class NodesTable(_Table):
     """``[nodes.NAME]``: one node set, from an atlas, a table of spheres, or the columns of node tables."""
 
-    atlas: Annotated[str | None, Field(description="label image, relative to this file")] = None
+    atlas: Annotated[str | None, Field(description="label image or dlabel, relative to this file")] = None
     labels: Annotated[str | None, Field(description="table of the atlas: index, name, optionally network")] = None
+    label_map: Annotated[str | None, Field(description="map of a dlabel, where it has several")] = None
     resample: Annotated[bool, Field(description="nearest-neighbour resampling of the atlas to the grid of the run")] = (
         False
     )
@@ -281,6 +294,11 @@ class NodesTable(_Table):
         for key, source in SOURCE_OF.items():
             if getattr(self, key) is not None and key in self.model_fields_set and source not in given:
                 raise ValueError(f"{key!r} belongs to {source}")
+        is_dense = self.atlas is not None and self.atlas.endswith(_CIFTI_LABELS)
+        if is_dense and self.resample:
+            raise ValueError("a dlabel has no grid to resample: it is matched by structure and vertex")
+        if self.label_map is not None and not is_dense:
+            raise ValueError("'label_map' belongs to an atlas that is a dlabel")
         if self.spheres is not None and (self.radius_mm is None) == (self.diameter_mm is None):
             raise ValueError("spheres need exactly one of radius_mm and diameter_mm")
         return self
@@ -421,8 +439,8 @@ class Study(_Table):
         return self
 
     def _check_masks(self) -> None:
-        if self.inputs.layout == "tables":
-            raise ValueError("compcor: masks need images, the layout is 'tables'")
+        if self.inputs.layout in {"tables", "hcp", "cifti"}:
+            raise ValueError(f"compcor: masks need images, the layout is {self.inputs.layout!r}")
         wanted = {role for region in self.strategy.compcor for role in MASKS_OF.get(region, ("t",))}
         if "t" in wanted:
             raise ValueError("compcor: region 't' is read from confound tables alone; it has no mask")

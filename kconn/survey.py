@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ import xarray as xr
 from kconn.confounds import MOTION, Header, build_columns, compute_term, select, select_terms
 from kconn.design import Hypothesis, build_test
 from kconn.errors import InputError, KconnError, StudyFileError, first_of
-from kconn.io import layout, nifti, regressors, tables
+from kconn.grayordinates import has_grayordinates, read_grayordinates
+from kconn.io import cifti, layout, layout_hcp, nifti, regressors, tables
 from kconn.io.layout import Run
 from kconn.kernels import glm
 from kconn.kernels.filtering import check_band
@@ -25,7 +26,7 @@ from kconn.kinds import KINDS
 from kconn.netmats import PARTIAL_KINDS, check_rank
 from kconn.nodesets import load_nodes
 from kconn.noise_regions import load_noise_regions
-from kconn.parcellation import Columns, NodeSet, find_members
+from kconn.parcellation import Columns, NodeSet, find_dense_members, find_members
 from kconn.sliding_windows import plan_windows
 from kconn.study import NodesTable, Study, unless_off
 
@@ -130,6 +131,7 @@ def survey_study(study: Study) -> Survey:
     for run in runs:
         with _collected(problems, run.where):
             facts.append(_examine(study, run))
+    _check_brain_models(facts, problems)
     n_nodes = _check_nodes(study, facts, problems)
     if are_known:
         _check_contrasts(study, runs, participants, sessions, problems)
@@ -149,12 +151,16 @@ def find_runs(study: Study) -> list[Run]:
     inputs = study.inputs
     root = study.folder / inputs.root
     if inputs.layout == "fmriprep":
-        return layout.find_runs_fmriprep(root, task=inputs.task, space=inputs.space, res=inputs.res)
+        return layout.find_runs_fmriprep(root, task=inputs.task, space=inputs.space, res=inputs.res, den=inputs.den)
+    if inputs.layout == "hcp":
+        return layout_hcp.find_runs_hcp(root, task=inputs.task, variant=inputs.variant)
     pattern, fd, confounds = str(inputs.pattern), inputs.fd_pattern, inputs.confounds_pattern
     if inputs.layout == "images":
         runs = layout.find_runs_images(
             root, pattern=pattern, mask_pattern=inputs.mask_pattern, fd_pattern=fd, confounds_pattern=confounds
         )
+    elif inputs.layout == "cifti":
+        runs = layout.find_runs_cifti(root, pattern=pattern, fd_pattern=fd, confounds_pattern=confounds)
     else:
         runs = layout.find_runs_tables(root, pattern=pattern, fd_pattern=fd, confounds_pattern=confounds)
     return [replace(run, task=inputs.task, space=inputs.space) for run in runs]
@@ -234,7 +240,7 @@ def _check_outputs(study: Study, problems: list[KconnError]) -> None:
 
 
 def _examine(study: Study, run: Run) -> RunFacts:
-    facts = _examine_table(study, run) if study.inputs.layout == "tables" else _examine_image(study, run)
+    facts = _choose_examination(study, run)(study, run)
     denoise, template = study.denoise, facts.template
     high_pass, low_pass = map(unless_off, (denoise.high_pass, denoise.low_pass))
     check_band(facts.n_time, t_r=float(template.attrs["t_r"]), high_pass=high_pass, low_pass=low_pass)
@@ -299,6 +305,14 @@ def _refuse_missing(values: npt.NDArray[np.float64], names: list[str], facts: Ru
 
 
 def _check_noise_regions(study: Study, facts: RunFacts) -> None:
+    if has_grayordinates(facts.template):
+        raise InputError(
+            "E-BRAIN-MODELS",
+            "CompCor from masks needs voxels of white matter and CSF, the run has grayordinates",
+            where=facts.where,
+            rule="[compcor] goes with images",
+            fix="read the components from the confound table of the run: take [compcor] away",
+        )
     attrs, grid_shape = facts.template.attrs, tuple(facts.template.attrs["grid_shape"])
     inside = np.ones(grid_shape, dtype=np.bool_)
     if (mask := facts.files.get("mask")) is not None:
@@ -312,6 +326,36 @@ def _check_noise_regions(study: Study, facts: RunFacts) -> None:
         affine=attrs["affine"],
         inside=inside,
         where=facts.where,
+    )
+
+
+def _choose_examination(study: Study, run: Run) -> Callable[[Study, Run], RunFacts]:
+    if study.inputs.layout == "tables":
+        return _examine_table
+    return _examine_cifti if run.bold is not None and cifti.is_series(run.bold) else _examine_image
+
+
+def _examine_cifti(study: Study, run: Run) -> RunFacts:
+    inputs = study.inputs
+    assert run.bold is not None  # noqa: S101 - the layout gives every CIFTI run its file
+    sidecar_t_r = None if run.sidecar is None else nifti.read_sidecar_t_r(run.sidecar, where=run.where)
+    header = cifti.read_series_header(run.bold, where=run.where, t_r=inputs.t_r, sidecar_t_r=sidecar_t_r)
+    attrs: dict[str, Any] = {"where": run.where, "t_r": header.t_r}
+    if isinstance(header.places, cifti.Parcels):
+        coords: dict[str, Any] = {"column": ("column", np.array(header.places.names, dtype=object))}
+    else:
+        coords = header.places.coords()
+        attrs |= header.places.attrs()
+    dtype = np.dtype(header.matrix.dtype)
+    return RunFacts(
+        run=run,
+        files=_files(study, run),
+        space=run.space,
+        n_time=header.n_time,
+        n_voxel=header.n_row,
+        itemsize=dtype.itemsize if dtype.kind in "iu" and dtype.itemsize <= 2 else 4,
+        n_bytes=run.bold.stat().st_size,
+        template=xr.Dataset(coords=coords, attrs=attrs),
     )
 
 
@@ -387,6 +431,7 @@ def _files(study: Study, run: Run) -> dict[str, str]:
         "confounds": run.confounds,
         "sidecar": run.sidecar,
         "fd": run.fd,
+        "relative_rms": run.relative_rms,
     }
     root = study.folder / study.inputs.root
     if run.confounds is not None:
@@ -416,6 +461,34 @@ def _companions(study: Study, run: Run, roles: tuple[str, ...]) -> dict[str, Pat
 
 def _relative(study: Study, found: Mapping[str, Path | None]) -> dict[str, str]:
     return {role: os.path.relpath(path, study.folder) for role, path in found.items() if path is not None}
+
+
+def _check_brain_models(facts: list[RunFacts], problems: list[KconnError]) -> None:
+    """Refuse runs whose grayordinates are not those of the first: maps of a cohort need one row per place."""
+    dense = [run for run in facts if has_grayordinates(run.template)]
+    for run in dense[1:]:
+        if run.template.attrs["brain_models"] != dense[0].template.attrs["brain_models"]:
+            mine, first = (read_grayordinates(each.template).describe() for each in (run, dense[0]))
+            problems.append(
+                InputError(
+                    "E-BRAIN-MODELS",
+                    f"it has {mine}; {dense[0].where} has {first}",
+                    where=run.where,
+                    rule="all runs have the same grayordinates, in the same order",
+                    fix="make all runs with the same version and settings of their pipeline",
+                )
+            )
+    if dense and len(dense) < len(facts):
+        other = next(run for run in facts if not has_grayordinates(run.template))
+        problems.append(
+            InputError(
+                "E-BRAIN-MODELS",
+                "it is no series of grayordinates, others are",
+                where=other.where,
+                rule="all runs of a study are of one kind",
+                fix="correct the pattern in [inputs]",
+            )
+        )
 
 
 def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> dict[str, int]:
@@ -451,6 +524,8 @@ def _check_kinds(study: Study, run: RunFacts, n_node: int) -> None:
 def _grid(run: RunFacts) -> Any:
     if "column" in run.template.coords:
         return tuple(run.template["column"].to_numpy())
+    if has_grayordinates(run.template):
+        return run.template.attrs["brain_models"]
     return (tuple(run.template.attrs["grid_shape"]), np.asarray(run.template.attrs["affine"]).tobytes())
 
 
@@ -470,6 +545,9 @@ def _place(nodes: NodeSet, run: RunFacts) -> None:
             fix='write columns = "all"',
         )
     attrs = run.template.attrs
+    if has_grayordinates(run.template):
+        find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
+        return
     find_members(nodes, tuple(attrs["grid_shape"]), np.asarray(attrs["affine"]), where=run.where)
 
 

@@ -230,10 +230,15 @@ def test_list_choices__lists_what_there_is_to_choose(tmp_path):
     for task, entities in [("rest", "MNI_res-2"), ("rest", "MNI_res-1"), ("rest", "T1w"), ("nback", "MNI_res-2")]:
         touch(tmp_path, f"sub-1/func/sub-1_task-{task}_space-{entities}_desc-preproc_bold.nii.gz")
     touch(tmp_path, "sub-1/func/sub-1_task-rest_desc-preproc_bold.nii.gz", "sub-1/anat/sub-1_space-X_T1w.nii.gz")
-    assert list_choices(tmp_path) == {"task": ["nback", "rest"], "space": ["MNI", "T1w", "func"], "res": ["1", "2"]}
-    assert list_choices(tmp_path, task="nback") == {"task": ["nback"], "space": ["MNI"], "res": ["2"]}
+    assert list_choices(tmp_path) == {
+        "task": ["nback", "rest"],
+        "space": ["MNI", "T1w", "func"],
+        "res": ["1", "2"],
+        "den": [],
+    }
+    assert list_choices(tmp_path, task="nback") == {"task": ["nback"], "space": ["MNI"], "res": ["2"], "den": []}
     assert list_choices(tmp_path, task="rest", space="T1w")["res"] == []
-    assert list_choices(tmp_path / "sub-1/anat") == {"task": [], "space": [], "res": []}
+    assert list_choices(tmp_path / "sub-1/anat") == {"task": [], "space": [], "res": [], "den": []}
     assert refused(list_choices, tmp_path / "nowhere").code == "E-FILE-MISSING"
 
 

@@ -91,7 +91,7 @@ def test_survey_study__lists_every_image_that_its_sidecar_contradicts(tmp_path):
         ('space = "MNI152"', "has_header = true", "'has_header' belongs to layout tables"),
         ('space = "MNI152"', 'res = "2"', "'res' belongs to layout fmriprep"),
         ('space = "MNI152"', 'space = "../x"', "inputs.space"),
-        ('layout = "images"', 'layout = "fmriprep"', "'pattern' belongs to layout images or tables"),
+        ('layout = "images"', 'layout = "fmriprep"', "'pattern' belongs to layout images or cifti or tables"),
         ("radius_mm = 4", "radius_mm = 4\nresample = true", "'resample' belongs to atlas"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -106,6 +106,58 @@ def write_bold_stream(
                 n_written += 1
         store.seal(target)
     return n_written
+
+
+def write_bold_rows(
+    target: Target,
+    read_rows: Callable[[int, int], Iterator[npt.NDArray[Any]]],
+    *,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    rest: xr.Dataset,
+    bold_attrs: Mapping[str, Any],
+) -> int:
+    """Lay out a run that its file holds voxel-major already, one block of voxels at a time, and make it current.
+
+    A block that an earlier, killed attempt finished is found in the journal and not read again.
+
+    Parameters
+    ----------
+    target
+        Where, under which content key, made from what.
+    read_rows
+        Given the first voxel and the voxels per block, yields arrays ``(voxel, time)`` from there to the last voxel.
+    shape, dtype
+        ``(n_voxel, n_time)`` and stored type.
+    rest, bold_attrs
+        As `write_bold_stream`.
+
+    Returns
+    -------
+    How many blocks were written in this attempt.
+
+    Raises
+    ------
+    ResourceError
+        ``E-DISK`` if the disk is full; nothing is published, and finished blocks are kept for the next attempt.
+    """
+    staged = store.staging_path(target)
+    n_voxel, n_time = shape
+    n_block = plan_voxel_blocks(n_voxel, n_time)
+    with translated(target.address):
+        if not (staged / store.JOURNAL).exists():
+            _lay_out(staged, rest)
+            _lay_out_bold(staged / "bold", shape, (n_block, n_time), dtype, bold_attrs)
+        array = zarr.open_array(staged / "bold", mode="r+", zarr_format=3)
+        done = _read_journal(staged)
+        first = next((start for start in range(0, n_voxel, n_block) if start not in done), n_voxel)
+        start = first
+        for block in read_rows(first, n_block) if first < n_voxel else ():
+            array[start : start + len(block)] = block
+            _write_journal(staged, start, [staged / "bold" / "c" / str(start // n_block) / "0"])
+            start += len(block)
+        store.seal(target)
+    return -(-(start - first) // n_block)
 
 
 def open_group(root: Path, address: Address) -> xr.Dataset:

@@ -22,6 +22,8 @@ _RUN_ENTITIES: Final = ("acq", "ce", "dir", "rec")
 _BOLD: Final = re.compile(r"(?P<entities>sub-.+)_desc-preproc_bold\.nii(?:\.gz)?")
 # fMRIPrep before 1.2.
 _OLD_BOLD: Final = re.compile(r"(?P<entities>sub-.+)_bold(?P<space>(?:_space-[A-Za-z0-9]+)?)_preproc\.nii(?:\.gz)?")
+# Grayordinates.
+_DENSE: Final = re.compile(r"(?P<entities>sub-.+)_bold\.dtseries\.nii")
 _CONFOUNDS: Final = ("_desc-confounds_timeseries.tsv", "_desc-confounds_regressors.tsv", "_bold_confounds.tsv")
 #: Space of an image whose name states none: the grid of the BOLD series itself, as fMRIPrep calls it.
 OWN_SPACE: Final = "func"
@@ -43,6 +45,7 @@ class Run:
     confounds: Path | None = None
     sidecar: Path | None = None
     fd: Path | None = None
+    relative_rms: Path | None = None
     task: str | None = None
     space: str | None = None
 
@@ -59,12 +62,21 @@ class _Preproc:
     path: Path
     entities: dict[str, str]
     is_old: bool
+    is_dense: bool
 
 
 def find_runs_fmriprep(
-    root: Path, *, task: str | None = None, space: str | None = None, res: str | None = None
+    root: Path,
+    *,
+    task: str | None = None,
+    space: str | None = None,
+    res: str | None = None,
+    den: str | None = None,
 ) -> list[Run]:
     """Find the preprocessed BOLD runs below a folder of fMRIPrep derivatives, of any version since 1.0.
+
+    Series of grayordinates (``*_bold.dtseries.nii``) have the space that their name states, ``fsLR``. Where no space is
+    chosen they are looked at only if there are no images.
 
     A file without session or run gets the label ``"1"``. A run number loses leading zeros, and ``acq``, ``ce``, ``dir``
     and ``rec`` are written before it: ``dir-AP_run-1`` is ``AP1``. Single echoes are left out.
@@ -79,6 +91,8 @@ def find_runs_fmriprep(
         Output space as in the file names, needed if there are several; ``func`` for images whose name states none.
     res
         Resolution label, needed if the space has several.
+    den
+        Density label, as ``91k``, needed if the space has several.
 
     Returns
     -------
@@ -91,14 +105,18 @@ def find_runs_fmriprep(
         chosen; ``E-ID``; ``E-ID-DUPLICATE`` if two files claim one run; ``E-FILE-MISSING`` if the folder does not
         exist or a file lies outside it.
     """
-    root = _check_root(root)
+    root = check_root(root)
     images = _find_preproc(root)
     if not images:
-        raise _no_runs(f"no *_desc-preproc_bold.nii.gz was found; the folder holds {_endings(root)}")
-    for key, chosen, default in (("task", task, None), ("space", space, OWN_SPACE), ("res", res, "")):
+        raise no_runs(
+            f"no *_desc-preproc_bold.nii.gz or *_bold.dtseries.nii was found; the folder holds {_endings(root)}"
+        )
+    if space is None:
+        images = [image for image in images if not image.is_dense] or images
+    for key, chosen, default in (("task", task, None), ("space", space, OWN_SPACE), ("res", res, ""), ("den", den, "")):
         images = _choose(images, key, chosen, default=default)
     runs = [_to_run(image, root) for image in images]
-    _check_runs(runs)
+    check_runs(runs)
     return sorted(runs, key=lambda run: (run.subject, run.session, run.run))
 
 
@@ -114,19 +132,20 @@ def list_choices(root: Path, *, task: str | None = None, space: str | None = Non
 
     Returns
     -------
-    ``task``, ``space`` and ``res`` -> sorted labels; ``func`` stands for the space of images whose name states none.
+    ``task``, ``space``, ``res`` and ``den`` -> sorted labels; ``func`` stands for the space of images whose name states
+    none.
 
     Raises
     ------
     InputError
         ``E-FILE-MISSING`` if the folder does not exist.
     """
-    images = _find_preproc(_check_root(root))
+    images = _find_preproc(check_root(root))
     for key, chosen, default in (("task", task, None), ("space", space, OWN_SPACE)):
         images = [image for image in images if chosen in (None, image.entities.get(key, default))]
     return {
         key: sorted({label for image in images if (label := image.entities.get(key, default))})
-        for key, default in (("task", ""), ("space", OWN_SPACE), ("res", ""))
+        for key, default in (("task", ""), ("space", OWN_SPACE), ("res", ""), ("den", ""))
     }
 
 
@@ -169,6 +188,37 @@ def find_runs_images(
         _check_pattern(mask_pattern, needs_subject=False)
         companions["mask"] = (mask_pattern, "brain mask")
     runs = _find_by_pattern(root, pattern, "bold", companions)
+    return [replace(run, sidecar=_sidecar(run.bold, root.resolve())) for run in runs if run.bold]
+
+
+def find_runs_cifti(
+    root: Path, *, pattern: str, fd_pattern: str | None = None, confounds_pattern: str | None = None
+) -> list[Run]:
+    """Find dtseries or ptseries of any pipeline whose paths follow a pattern.
+
+    A JSON file of the same name beside a series is its sidecar.
+
+    Parameters
+    ----------
+    root
+        Folder that the patterns start from.
+    pattern
+        Path of a series; see `find_runs_tables`.
+    fd_pattern, confounds_pattern
+        See `find_runs_tables`.
+
+    Returns
+    -------
+    Runs sorted by subject, session and run.
+
+    Raises
+    ------
+    InputError
+        See `find_runs_tables`.
+    StudyFileError
+        See `find_runs_tables`.
+    """
+    runs = _find_by_pattern(root, pattern, "bold", _companions(fd_pattern, confounds_pattern))
     return [replace(run, sidecar=_sidecar(run.bold, root.resolve())) for run in runs if run.bold]
 
 
@@ -228,7 +278,7 @@ def find_companion(root: Path, pattern: str, run: Run, *, what: str) -> Path:
     StudyFileError
         ``E-STUDY-VALUE`` for a pattern that cannot be.
     """
-    root = _check_root(root)
+    root = check_root(root)
     _check_pattern(pattern, needs_subject=False)
     strict, wanted = _compile_strict(pattern), {"subject": run.subject, "session": run.session, "run": run.run}
     narrowed = _FIELD.sub(lambda match: f"*{wanted[match[1]].lstrip('0')}*" if match[1] else match[0], pattern)
@@ -239,7 +289,7 @@ def find_companion(root: Path, pattern: str, run: Run, *, what: str) -> Path:
         and all(_is_label(text, key, wanted[key]) for key, text in match.groupdict().items())
     ]
     if len(paths) == 1:
-        return _inside(paths[0], root)
+        return inside(paths[0], root)
     raise _not_one(paths, name_by_pattern(pattern, run), what=what, where=run.where)
 
 
@@ -256,7 +306,7 @@ def find_beside(path: Path, root: Path, endings: Mapping[str, str]) -> Path | No
         Ending of its name -> ending of the other's name; the first that fits counts.
     """
     stems = ((path.name.removesuffix(ending), other) for ending, other in endings.items() if path.name.endswith(ending))
-    return _beside(path, root.resolve(), (stem + other for stem, other in stems))
+    return beside(path, root.resolve(), (stem + other for stem, other in stems))
 
 
 def _is_label(text: str, key: str, wanted: str) -> bool:
@@ -283,7 +333,7 @@ def _find_by_pattern(
     root: Path, pattern: str, role: Literal["bold", "timeseries"], companions: Mapping[str, tuple[str, str]]
 ) -> list[Run]:
     """Return the runs whose file of the given role fits the pattern, each with its companions."""
-    root = _check_root(root)
+    root = check_root(root)
     _check_pattern(pattern)
     strict, loose = _compile_strict(pattern), _compile_loose(pattern)
     runs = []
@@ -303,7 +353,7 @@ def _find_by_pattern(
             part: _find_one(root, other, labels=match.groupdict(), what=what, where=run.where)
             for part, (other, what) in companions.items()
         }
-        here = _inside(path, root)
+        here = inside(path, root)
         runs.append(
             replace(
                 run,
@@ -315,12 +365,19 @@ def _find_by_pattern(
             )
         )
     if not runs:
-        raise _no_runs(f"no file fits the pattern {pattern!r}; the folder holds {_endings(root)}")
-    _check_runs(runs)
+        raise no_runs(f"no file fits the pattern {pattern!r}; the folder holds {_endings(root)}")
+    check_runs(runs)
     return sorted(runs, key=lambda run: (run.subject, run.session, run.run))
 
 
-def _check_root(root: Path) -> Path:
+def check_root(root: Path) -> Path:
+    """Return the folder of the inputs, resolved.
+
+    Raises
+    ------
+    InputError
+        ``E-FILE-MISSING``.
+    """
     if not root.is_dir():
         raise InputError(
             "E-FILE-MISSING",
@@ -348,7 +405,7 @@ def _find_files(root: Path, glob: str) -> list[Path]:
     return [path for path in sorted(root.glob(glob)) if path.is_file() or path.is_symlink()]
 
 
-def _inside(path: Path, root: Path) -> Path:
+def inside(path: Path, root: Path) -> Path:
     """Return ``path`` if it leads to a place below ``root`` or into a DataLad annex."""
     target = path.resolve()
     parts = target.parts
@@ -364,12 +421,13 @@ def _inside(path: Path, root: Path) -> Path:
 
 
 def _parse_bold(path: Path) -> _Preproc | None:
-    match = _BOLD.fullmatch(path.name) or _OLD_BOLD.fullmatch(path.name)
+    is_dense = (dense := _DENSE.fullmatch(path.name)) is not None
+    match = _BOLD.fullmatch(path.name) or _OLD_BOLD.fullmatch(path.name) or dense
     if match is None:
         return None
     pairs = (match["entities"] + match.groupdict().get("space", "")).split("_")
     entities = dict(pair.partition("-")[::2] for pair in pairs)
-    return _Preproc(path=path, entities=entities, is_old="space" in match.groupdict())
+    return _Preproc(path=path, entities=entities, is_old="space" in match.groupdict(), is_dense=is_dense)
 
 
 def _choose(images: list[_Preproc], key: str, chosen: str | None, *, default: str | None) -> list[_Preproc]:
@@ -377,21 +435,23 @@ def _choose(images: list[_Preproc], key: str, chosen: str | None, *, default: st
     if chosen is None and len(found) > 1:
         raise InputError(
             "E-AMBIGUOUS",
-            f"there are {len(found)} labels of '{key}': {_listed(found)}",
+            f"there are {len(found)} labels of '{key}': {listed(found)}",
             rule="runs of one study have one task, space and resolution",
             fix=f"state inputs.{key} in the study file",
         )
     kept = [image for image in images if chosen is None or image.entities.get(key, default or "") == chosen]
     if kept:
         return kept
-    raise _no_runs(f"no preprocessed BOLD image has {key}-{chosen}; there are {_listed(found)}")
+    raise no_runs(f"no preprocessed BOLD image has {key}-{chosen}; there are {listed(found)}")
 
 
-def _listed(found: Counter[str]) -> str:
+def listed(found: Counter[str]) -> str:
+    """Return labels with how many files have each, in words."""
     return ", ".join(f"{label or 'none'} ({n} files)" for label, n in sorted(found.items()))
 
 
-def _no_runs(problem: str) -> InputError:
+def no_runs(problem: str) -> InputError:
+    """Return the error that says what was found instead of runs."""
     return InputError(
         "E-NO-RUNS",
         problem,
@@ -408,7 +468,7 @@ def _endings(root: Path) -> str:
 
 def _to_run(image: _Preproc, root: Path) -> Run:
     entities, name = image.entities, image.path.name
-    bold = _inside(image.path, root)
+    bold = inside(image.path, root)
     number = entities.get("run")
     extra = "".join(canonical_label(entities[key], prefix=key) for key in _RUN_ENTITIES if key in entities)
     if number is not None:
@@ -425,8 +485,8 @@ def _to_run(image: _Preproc, root: Path) -> Run:
         session=canonical_label(entities.get("ses", NO_LABEL), prefix="ses"),
         run=(extra + (number or "")) or NO_LABEL,
         bold=bold,
-        mask=_beside(image.path, root, [mask]),
-        confounds=_beside(image.path, root, [stem + suffix for suffix in _CONFOUNDS]),
+        mask=None if image.is_dense else beside(image.path, root, [mask]),
+        confounds=beside(image.path, root, [stem + suffix for suffix in _CONFOUNDS]),
         sidecar=_sidecar(image.path, root),
         task=entities.get("task"),
         space=entities.get("space", OWN_SPACE),
@@ -439,14 +499,25 @@ def _stem(entities: dict[str, str]) -> str:
 
 
 def _sidecar(path: Path, root: Path) -> Path | None:
-    return _beside(path, root, [path.name.removesuffix(".gz").removesuffix(".nii") + ".json"])
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    # A sidecar of grayordinates is named with or without the kind of series.
+    short = stem.removesuffix(".dtseries").removesuffix(".ptseries")
+    return beside(path, root, [f"{stem}.json", f"{short}.json"])
 
 
-def _beside(path: Path, root: Path, names: Iterable[str]) -> Path | None:
-    return next((_inside(other, root) for name in names if (other := path.with_name(name)).exists()), None)
+def beside(path: Path, root: Path, names: Iterable[str]) -> Path | None:
+    """Return the first of several files that is there in the folder of another, or None."""
+    return next((inside(other, root) for name in names if (other := path.with_name(name)).exists()), None)
 
 
-def _check_runs(runs: list[Run]) -> None:
+def check_runs(runs: list[Run]) -> None:
+    """Refuse two files that claim one run, and labels that differ only in case.
+
+    Raises
+    ------
+    InputError
+        ``E-ID-DUPLICATE``.
+    """
     check_distinct(((f"file {i + 1}", run.where) for i, run in enumerate(runs)), what="files")
     subjects = sorted({run.subject for run in runs})
     check_distinct(((label, label) for label in subjects), what="spellings")
@@ -527,7 +598,7 @@ def _find_one(root: Path, pattern: str, *, labels: dict[str, str], what: str, wh
     filled = _FIELD.sub(lambda match: match[0] if match[1] is None else labels.get(match[1], "*"), pattern)
     paths = _find_files(root, _to_glob(filled))
     if len(paths) == 1:
-        return _inside(paths[0], root)
+        return inside(paths[0], root)
     raise _not_one(paths, filled, what=what, where=where)
 
 

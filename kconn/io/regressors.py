@@ -16,7 +16,7 @@ import pandas as pd
 from kconn.errors import InputError
 from kconn.io.cells import MISSING, Cells, is_number, read_cells, refuse_cells, to_numbers
 from kconn.io.streams import open_stream
-from kconn.io.tables import ConfoundTable, check_header, read_confounds
+from kconn.io.tables import ConfoundTable, check_header, read_confounds, read_vector
 
 #: What wrote a table: a named header (or stated columns), SPM's ``rp_*.txt``, FSL's ``.par``, HCP's
 #: ``Movement_Regressors.txt``, MELODIC's mixing matrix, or BIDS events.
@@ -108,6 +108,7 @@ def read_run_regressors(
     ----------
     files
         Role -> path: ``confounds`` (a table with a header, or HCP's ``Movement_Regressors.txt``),
+        ``relative_rms`` (HCP's ``Movement_RelativeRMS.txt``: the displacement after Jenkinson, fMRIPrep's ``rmsd``),
         ``confounds_sidecar``, ``mixing``, ``noise``, and ``regressors:NAME``. Other roles are not looked at.
     forms
         ``NAME`` -> how that table is to be read.
@@ -127,6 +128,9 @@ def read_run_regressors(
     found: list[tuple[str, ConfoundTable]] = []
     if "confounds" in files:
         found.append(("the confound table", _read_confounds_of(files["confounds"], n_time=n_time, where=where)))
+    if "relative_rms" in files:
+        rms = read_vector(files["relative_rms"], n_time=n_time, where=where, what="relative displacement")
+        found.append(("the relative displacement", ConfoundTable(values=rms[:, None], names=("rmsd",), notes=())))
     if "mixing" in files:
         form = TableForm(format="mixing")
         found.append(("the mixing matrix", read_regressors(files["mixing"], form, n_time=n_time, where=where)))

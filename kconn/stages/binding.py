@@ -52,6 +52,10 @@ class Job:
         path = self.step.files.get(role)
         return None if path is None else self.folder / path
 
+    def bold(self) -> Path:
+        """Return the path of the series of an image or CIFTI run, which every such step has."""
+        return self.folder / self.step.files["bold"]
+
     def open(self, address: Address) -> xr.Dataset:
         """Open an upstream result lazily."""
         return cubes.open_group(self.root, address)

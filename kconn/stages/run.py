@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +13,11 @@ import xarray as xr
 from kconn import schema
 from kconn.denoising import censor, denoise
 from kconn.errors import InputError, KconnError
-from kconn.io import cubes, nifti, tables
+from kconn.grayordinates import COORDS
+from kconn.io import cifti, cubes, nifti, tables
+from kconn.io.cifti import Parcels, SeriesHeader
 from kconn.io.nifti import BoldHeader
+from kconn.io.nifti_header import MatrixHeader
 from kconn.kinds import KINDS
 from kconn.netmats import count_frames, estimate_ar1, estimate_netmats, fisher_z
 from kconn.nodesets import load_nodes
@@ -36,6 +40,8 @@ def ingest_run(job: Job) -> None:
     """Read one run into ``bold``, ``confounds``, ``sample_mask`` and its coordinates."""
     if job.step.params["layout"] == "tables":
         job.publish(_read_table_run(job))
+    elif cifti.is_series(job.bold()):
+        _ingest_cifti_run(job)
     else:
         _stream_image_run(job)
 
@@ -156,9 +162,7 @@ def _read_table_run(job: Job) -> xr.Dataset:
 
 def _stream_image_run(job: Job) -> None:
     params, where = job.step.params, job.step.where
-    path, sidecar = job.file("bold"), job.file("sidecar")
-    assert path is not None  # noqa: S101 - the plan gives every image run its file
-    sidecar_t_r = None if sidecar is None else nifti.read_sidecar_t_r(sidecar, where=where)
+    path, sidecar_t_r = job.bold(), _sidecar_t_r(job)
     header = nifti.read_header(path, where=where, t_r=params["t_r"], sidecar_t_r=sidecar_t_r)
     flat_index, ijk = _find_voxels(job, header)
     dtype, bold_attrs = _stored_as(header)
@@ -189,6 +193,87 @@ def _stream_image_run(job: Job) -> None:
     )
 
 
+def _sidecar_t_r(job: Job) -> float | None:
+    sidecar = job.file("sidecar")
+    return None if sidecar is None else nifti.read_sidecar_t_r(sidecar, where=job.step.where)
+
+
+def _ingest_cifti_run(job: Job) -> None:
+    params, where = job.step.params, job.step.where
+    header = cifti.read_series_header(job.bold(), where=where, t_r=params["t_r"], sidecar_t_r=_sidecar_t_r(job))
+    attrs = {
+        "where": where,
+        "t_r": header.t_r,
+        "space": params["space"] or "",
+        "series_start": header.start,
+        "stored_dtype": header.matrix.dtype,
+        "notes": list(header.notes),
+    }
+    places, time = header.places, _time(header.n_time, header.t_r)
+    if isinstance(places, Parcels):
+        job.publish(_with_tables(job, _read_parcels(job, header, places, time, attrs)))
+        return
+    dtype, bold_attrs = _stored_as(header.matrix)
+    rest = xr.Dataset(coords=places.coords() | time, attrs=attrs | places.attrs())
+    cubes.write_bold_rows(
+        job.target,
+        lambda first, n_row: _finite_rows(job.bold(), header, dtype, first, n_row, where),
+        shape=(header.n_row, header.n_time),
+        dtype=dtype,
+        rest=_with_tables(job, rest),
+        bold_attrs=bold_attrs,
+    )
+
+
+def _read_parcels(
+    job: Job, header: SeriesHeader, places: Parcels, time: Mapping[str, Any], attrs: Mapping[str, Any]
+) -> xr.Dataset:
+    """Return the run of a ptseries: its parcels are columns, with the grayordinates that they were made of."""
+    rows = _finite_rows(job.bold(), header, np.dtype(np.float32), 0, header.n_row, job.step.where)
+    return xr.Dataset(
+        {"bold": (("column", "time"), np.concatenate(list(rows)).astype(np.float64))},
+        coords={
+            "column": ("column", np.array(places.names, dtype=object)),
+            "member_column": ("member", places.parcel),
+            **places.members.coords("member"),
+            **time,
+        },
+        attrs={**attrs, **places.members.attrs()},
+    )
+
+
+def _finite_rows(
+    path: Path, header: SeriesHeader, dtype: np.dtype[Any], first: int, n_row: int, where: str
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield rows in the type that is stored; one without any finite value has no data and becomes 0, as CIFTI has it.
+
+    Raises
+    ------
+    InputError
+        ``E-NIFTI-NAN`` if a row is finite in some frames only.
+    """
+    start = first
+    for block in cifti.stream_rows(path, header.matrix, rows_per_block=n_row, where=where, first_row=first):
+        start += len(block)
+        if dtype.kind in "iu":
+            yield block
+            continue
+        values = cifti.scale_rows(block, header.matrix)
+        n_finite = np.isfinite(values).sum(axis=1)
+        broken = np.flatnonzero((n_finite > 0) & (n_finite < values.shape[1]))
+        if broken.size:
+            frame = int(np.argmin(np.isfinite(values[broken[0]])))
+            raise InputError(
+                "E-NIFTI-NAN",
+                f"row {start - len(block) + int(broken[0])} holds NaN or infinite values in frame {frame} and others",
+                where=where,
+                rule="a grayordinate has a finite value in every frame, or in none",
+                fix="repair the preprocessing",
+            )
+        values[n_finite == 0] = 0
+        yield values
+
+
 def _with_tables(job: Job, ds: xr.Dataset) -> xr.Dataset:
     """Add confounds, framewise displacement and a mask that keeps every frame."""
     where, n_time = job.step.where, ds.sizes["time"]
@@ -210,7 +295,7 @@ def _find_voxels(job: Job, header: BoldHeader) -> tuple[npt.NDArray[np.int64], n
     return flat_index, ijk
 
 
-def _stored_as(header: BoldHeader) -> tuple[np.dtype[Any], dict[str, float]]:
+def _stored_as(header: BoldHeader | MatrixHeader) -> tuple[np.dtype[Any], dict[str, float]]:
     """Keep small integers as they are on disk, with their scaling beside them; all else becomes float32."""
     dtype = np.dtype(header.dtype).newbyteorder("=")
     if dtype.kind in "iu" and dtype.itemsize <= 2:
@@ -254,7 +339,7 @@ def _with_quality(run: xr.Dataset, params: Mapping[str, Any]) -> xr.Dataset:
     out = estimate_carpet(estimate_courses(estimate_motion(estimate_quality(run))))
     share = 1 - out["n_kept"] / max(1, run.sizes["time"] - params["dummy_frames"])
     out = schema.annotate(out.assign(share_censored=share))
-    return out.drop_vars(["bold", "confounds", *"ijk", "confound"], errors="ignore")
+    return out.drop_vars(["bold", "confounds", *COORDS, "member_column", "confound"], errors="ignore")
 
 
 #: Quality limit -> the number that it is for, and what is said of a run beyond it.

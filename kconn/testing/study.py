@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +26,8 @@ from kconn.testing.connectome import (
     plan_effects,
     vary_connectome,
 )
-from kconn.testing.recording import Recording, record
+from kconn.testing.grayordinates import Sheet, plan_sheet, write_dlabel, write_dtseries
+from kconn.testing.recording import MOTION, Recording, record
 
 SPACE: Final = "MNI152NLin2009cAsym"
 ATLAS: Final = "sim"
@@ -39,7 +40,7 @@ _HIGH_MOTION: Final = 6.0
 # First words of the spawn keys: each kind of draw has its own, so that none depends on how many others were made.
 _KEY_STUDY, _KEY_SUBJECT, _KEY_SESSION, _KEY_RUN = range(4)
 
-Layout = Literal["fmriprep", "tables"]
+Layout = Literal["fmriprep", "hcp", "tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class SimulatedStudy:
     sessions: Path
     """sessions.tsv: participant_id, session_id, madrs."""
     atlas: Path
-    """Label image of the nodes."""
+    """Label image of the nodes, or their dlabel."""
     atlas_table: Path
     """index, name, network, x, y, z of each node."""
     truth: Path
@@ -73,6 +74,7 @@ class _Trial:
     path: Path
     layout: Layout
     brain: Brain
+    sheet: Sheet
     groups: tuple[str, ...]
     sessions: tuple[str, ...]
     n_runs: int
@@ -135,7 +137,8 @@ def simulate_study(  # noqa: PLR0913 - the parameters of a trial
     n_high_motion_runs
         Runs spoilt by motion, so that there is something to exclude.
     layout
-        ``"fmriprep"`` writes images, masks and confounds; ``"tables"`` writes node time series and confounds.
+        ``"fmriprep"`` writes images, masks and confounds; ``"hcp"`` writes dtseries and motion as the HCP pipelines do,
+        and the atlas as a dlabel; ``"tables"`` writes node time series and confounds.
     max_workers
         Threads. The bytes are the same for any number.
     seed
@@ -180,8 +183,8 @@ def simulate_study(  # noqa: PLR0913 - the parameters of a trial
         path=root,
         participants=root / "participants.tsv",
         sessions=root / "sessions.tsv",
-        atlas=root / f"{_atlas_stem()}.nii.gz",
-        atlas_table=root / f"{_atlas_stem()}.tsv",
+        atlas=root / f"{_atlas_stem(layout)}{'.dlabel.nii' if layout == 'hcp' else '.nii.gz'}",
+        atlas_table=root / f"{_atlas_stem(layout)}.tsv",
         truth=root / "truth.tsv",
         n_runs=len(runs),
     )
@@ -202,8 +205,8 @@ def _check_arguments(parameters: dict[str, Any]) -> None:
             rule="60 s at least, else 0.01-0.1 Hz holds too little",
             fix="raise n_time or t_r",
         )
-    if parameters["layout"] not in ("fmriprep", "tables"):
-        raise SchemaError("E-ARGUMENT", f"layout is {parameters['layout']!r}", rule="'fmriprep' or 'tables'")
+    if parameters["layout"] not in get_args(Layout):
+        raise SchemaError("E-ARGUMENT", f"layout is {parameters['layout']!r}", rule=f"one of {get_args(Layout)}")
 
 
 def _plan_trial(root: Path, parameters: dict[str, Any]) -> _Trial:
@@ -237,7 +240,8 @@ def _plan_trial(root: Path, parameters: dict[str, Any]) -> _Trial:
     return _Trial(
         path=root,
         layout=parameters["layout"],
-        brain=brain if parameters["layout"] == "fmriprep" else collapse(brain),
+        brain=collapse(brain) if parameters["layout"] == "tables" else brain,
+        sheet=plan_sheet(brain),
         groups=groups,
         sessions=sessions,
         n_runs=parameters["n_runs"],
@@ -276,12 +280,17 @@ def _claim_folder(root: Path, parameters: dict[str, Any], trial: _Trial) -> None
             "GeneratedBy": [{"Name": "kconn", "Description": "kconn.simulate_study: no real person is in these data"}],
         },
     )
-    (root / _atlas_stem()).parent.mkdir(exist_ok=True)
-    _write_table(root / f"{_atlas_stem()}.tsv", trial.brain.nodes)
-    _write_json(root / f"{_atlas_stem()}.json", {"Name": "Simulated nodes", "Space": SPACE})
+    (root / _atlas_stem(trial.layout)).parent.mkdir(exist_ok=True)
+    _write_table(root / f"{_atlas_stem(trial.layout)}.tsv", trial.brain.nodes)
+    _write_json(
+        root / f"{_atlas_stem(trial.layout)}.json", {"Name": "Simulated nodes", "Space": _space_of(trial.layout)}
+    )
     if trial.layout == "fmriprep":
         labels = trial.brain.volume(trial.brain.parcel.astype(np.int16))
-        _write_image(root / f"{_atlas_stem()}.nii.gz", labels, affine=trial.brain.affine)
+        _write_image(root / f"{_atlas_stem(trial.layout)}.nii.gz", labels, affine=trial.brain.affine)
+    if trial.layout == "hcp":
+        names = dict(zip(trial.brain.nodes["index"].tolist(), trial.brain.nodes["name"].tolist(), strict=True))
+        write_dlabel(root / f"{_atlas_stem(trial.layout)}.dlabel.nii", trial.sheet, names)
 
 
 _TRUTH_COLUMNS: Final = ["node_i", "node_j", "sign", "size", "r_before", "r_after", "group", "session"]
@@ -359,6 +368,9 @@ def _write_run(trial: _Trial, run: _Run) -> None:
     recording = _simulate(trial, run)
     subject = str(trial.participants["participant_id"].iloc[run.i_subject])
     session = f"ses-{trial.sessions[run.i_session]}"
+    if trial.layout == "hcp":
+        _write_hcp_run(trial, run, recording)
+        return
     folder = trial.path / subject / session / "func"
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{subject}_{session}_task-{TASK}" + (f"_run-{run.i_run + 1}" if trial.n_runs > 1 else "")
@@ -381,8 +393,25 @@ def _write_run(trial: _Trial, run: _Run) -> None:
     _write_image(folder / f"{stem}_space-{SPACE}_desc-brain_mask.nii.gz", mask, affine=trial.brain.affine)
 
 
-def _atlas_stem() -> str:
-    return f"atlas/space-{SPACE}_atlas-{ATLAS}_dseg"
+def _write_hcp_run(trial: _Trial, run: _Run, recording: Recording) -> None:
+    """Write a dtseries and its motion: millimetres, degrees, and the backward differences of both."""
+    subject = str(trial.participants["participant_id"].iloc[run.i_subject]).removeprefix("sub-")
+    name = f"rfMRI_REST{run.i_run // 2 + 1}_{('AP', 'PA')[run.i_run % 2]}"
+    folder = trial.path / f"{subject}_{trial.sessions[run.i_session]}_MR" / "MNINonLinear" / "Results" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_dtseries(folder / f"{name}_Atlas_MSMAll.dtseries.nii", recording.bold, trial.sheet, t_r=trial.t_r)
+    motion = recording.confounds[list(MOTION)].to_numpy() * ([1.0] * 3 + [180 / np.pi] * 3)
+    both = np.hstack([motion, np.diff(motion, axis=0, prepend=motion[:1])])
+    lines = ("  ".join(f"{value:.6f}" for value in row) for row in both.tolist())
+    (folder / "Movement_Regressors.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _space_of(layout: Layout) -> str:
+    return "fsLR" if layout == "hcp" else SPACE
+
+
+def _atlas_stem(layout: Layout) -> str:
+    return f"atlas/space-{_space_of(layout)}_atlas-{ATLAS}_dseg"
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
