@@ -8,6 +8,7 @@ from .cohort import (
     ward_order as ward_order,
 )
 from .compcor import estimate_compcor as estimate_compcor
+from .confounds import Strategy as Strategy
 from .denoising import censor as censor, denoise as denoise
 from .dual_regression import place_maps as place_maps, regress_maps as regress_maps, regress_series as regress_series
 from .errors import KconnError as KconnError

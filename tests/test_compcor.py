@@ -1,12 +1,15 @@
 """CompCor from masks: against a plain principal component analysis, lazily, and inside denoising."""
 
 import dask
+import nibabel as nib
 import numpy as np
 import pytest
 import xarray as xr
 from nilearn.signal import clean
+from scipy.linalg import subspace_angles
 
 from kconn.compcor import estimate_compcor
+from kconn.confounds import Strategy
 from kconn.denoising import denoise
 from kconn.errors import KconnError
 from kconn.kernels.compcor import components
@@ -57,6 +60,22 @@ def test_estimate_compcor__equals_plain_pca(run, region, with_mask):
     assert singular[2] > singular[3]
 
 
+def test_estimate_compcor__spans_what_plain_pca_does_on_real_images(shared_data):
+    folder = shared_data / "studyforrest_bold"
+    image = nib.load(folder / "sub-02_task-objectcategories_run-1_bold.nii.gz")
+    bold = np.asarray(image.dataobj[34:46, 36:46, 14:20]).reshape(-1, 156).astype(np.float32)
+    run = xr.Dataset({"bold": (("voxel", "time"), bold)}, attrs={"t_r": 2.0})
+    inside = xr.DataArray(np.ones(len(bold), dtype=bool), dims="voxel")
+
+    ds = estimate_compcor(run, inside, n_component=None, variance=0.5, high_pass=1 / 128, prefix="a")
+
+    flat = clean(bold.T.astype(float), filter="cosine", high_pass=1 / 128, t_r=2.0, standardize="zscore_sample")
+    left, singular, _ = np.linalg.svd(flat, full_matrices=False)
+    n_component = int(np.searchsorted(np.cumsum(singular**2) / np.sum(singular**2), 0.5)) + 1
+    assert ds.sizes["confound"] == n_component > 1
+    assert np.rad2deg(subspace_angles(ds["confounds"].to_numpy(), left[:, :n_component])).max() < 1e-4
+
+
 def test_components__tell_their_share_of_variance():
     x = np.random.default_rng(0).normal(size=(40, 12)) * np.arange(1, 13)
     values = np.linalg.svd(x, compute_uv=False) ** 2
@@ -78,6 +97,25 @@ def test_estimate_compcor__is_lazy_and_has_the_same_bits_for_any_chunks(run, reg
 
     assert lazy["confounds"].chunks is not None
     np.testing.assert_array_equal(lazy["confounds"].compute(scheduler="threads"), eager["confounds"])
+
+
+def test_estimate_compcor__by_variance_has_the_same_bits_for_any_chunks(run, region, monkeypatch):
+    monkeypatch.setattr("kconn.compcor.plan_voxel_blocks", lambda _n_voxel, _n_time: 20)
+    choices = {"n_component": None, "variance": 0.8, "high_pass": 0.01, "prefix": "c"}
+
+    eager = estimate_compcor(run, region, **choices)
+    lazy = estimate_compcor(run.chunk(voxel=7, time=40), region, **choices)
+
+    assert eager["confounds"].attrs["made_here"] == [f"c_comp_cor_{i:02d}" for i in range(eager.sizes["confound"] - 1)]
+    np.testing.assert_array_equal(lazy["confounds"], eager["confounds"])
+
+
+def test_estimate_compcor__needs_no_cosines_of_the_table(run, region):
+    ds = estimate_compcor(run, region, n_component=2, high_pass=None, prefix="w")
+
+    out = denoise(ds, confounds=Strategy(compcor=("w",)), high_pass=None, low_pass=None)
+
+    assert out["regressor"].to_numpy().tolist() == ["w_comp_cor_00", "w_comp_cor_01"]
 
 
 def test_estimate_compcor__feeds_denoise(run, region):
@@ -107,6 +145,9 @@ def test_estimate_compcor__makes_a_table_where_there_is_none(run, region):
         ("E-SCHEMA", lambda region: region[:50], {}),
         ("E-ARGUMENT", lambda region: region, {"prefix": "x"}),
         ("E-ARGUMENT", lambda region: region, {"n_component": 0}),
+        ("E-ARGUMENT", lambda region: region, {"n_component": None}),
+        ("E-ARGUMENT", lambda region: region, {"n_component": None, "variance": 1.1}),
+        ("E-ARGUMENT", lambda region: region, {"variance": 0.5}),
         ("E-BAND", lambda region: region, {"high_pass": 0.3}),
     ],
 )

@@ -403,6 +403,31 @@ def test_denoise__one_column_per_censored_frame_takes_what_censoring_takes(run):
     np.testing.assert_array_equal(lazy["denoised"], residual)
 
 
+def test_denoise__of_a_real_table_leaves_nothing_of_any_regressor(shared_data):
+    folder = shared_data / "uclacnp_sub50005"
+    found = read_run_regressors(
+        {"confounds": folder / "sub-50005_task-rest_bold_confounds.tsv"}, {}, n_time=152, t_r=2.0
+    )
+    series = np.loadtxt(folder / "sub-50005_wmparc_func_niftitonifti_masked_meants.csv", delimiter=",")
+    run = xr.Dataset(
+        {"bold": (("column", "time"), series), "confounds": (("time", "confound"), found.values)},  # noqa: PD011
+        coords={"confound": list(found.names), "column": np.arange(len(series)).astype(str)},
+        attrs={"t_r": 2.0},
+    )
+    strategy = Strategy(columns=("24P", "GlobalSignal"), derivatives=True, compcor=("a",), n_component=5)
+
+    out, residual = residual_of(run, strategy)
+
+    chosen = select(header_of(found), strategy, has_high_pass=True)
+    columns = build_columns(found.values, found.names, chosen.terms)
+    columns -= columns.mean(axis=0)
+    residual = residual[~np.isnan(residual[:, 0])]
+    cosine = residual @ columns / np.linalg.norm(residual, axis=1)[:, None] / np.linalg.norm(columns, axis=0)
+    assert np.abs(cosine).max() < 1e-10
+    assert out.sizes["regressor"] == 24 + 2 + 5
+    assert out["regressor_kept"].to_numpy().all()
+
+
 def test_find_strategy__leaves_names_to_the_table():
     assert find_strategy("36P") == Strategy(columns=("36P",))
     assert find_strategy(None) == Strategy()

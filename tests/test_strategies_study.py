@@ -165,7 +165,8 @@ def test_stages__a_column_per_censored_frame_keeps_every_frame(folder):
 
     _, out = run_stages(study_of(folder, "mine", more, **changes, **{'mask_pattern = "mask.nii.gz"': text}))
 
-    assert int(out["n_spikes"]) == 1
+    assert (int(out["n_spikes"]), int(out["n_frames"]), int(out["n_kept"])) == (1, N_IMAGE, N_IMAGE - 1)
+    assert float(out["minutes_kept"]) == pytest.approx((N_IMAGE - 1) * 2 / 60)
     assert out["sample_mask"].to_numpy().all()
     assert np.abs(out["denoised"].to_numpy()[:, 40]).max() < 1e-4
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from kconn import schema
 from kconn.compcor import estimate_compcor
 from kconn.confounds import Header, Strategy, find_strategy
 from kconn.io.regressors import TableForm, read_run_regressors
@@ -62,3 +63,11 @@ def add_compcor(job: Job, run: xr.Dataset) -> xr.Dataset:
             prefix=region,
         )
     return run
+
+
+def without_spikes(run: xr.Dataset) -> xr.Dataset:
+    """Return the quality of a run that counts no frame which a regressor of its own took out: it holds no data."""
+    if "n_spikes" not in run:
+        return run
+    n_kept = run["n_kept"] - run["n_spikes"]
+    return schema.annotate(run.assign(n_kept=n_kept, minutes_kept=run["minutes_kept"] * n_kept / run["n_kept"]))

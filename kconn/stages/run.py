@@ -25,7 +25,7 @@ from kconn.parcellation import NodeSet, find_atlas_coverage, parcellate
 from kconn.quality import estimate_carpet, estimate_courses, estimate_motion, estimate_quality
 from kconn.sliding_windows import estimate_variability, estimate_window_netmats
 from kconn.stages.binding import Job, excluded, exclusion
-from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy
+from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy, without_spikes
 from kconn.study import unless_off
 
 #: Bytes of volumes that the reader holds beside the row of chunks.
@@ -336,7 +336,7 @@ def _time(n_time: int, t_r: float) -> dict[str, Any]:
 
 def _with_quality(run: xr.Dataset, params: Mapping[str, Any]) -> xr.Dataset:
     """Return what denoising adds to a run: the residuals, the kept frames, and the quality."""
-    out = estimate_carpet(estimate_courses(estimate_motion(estimate_quality(run))))
+    out = without_spikes(estimate_carpet(estimate_courses(estimate_motion(estimate_quality(run)))))
     share = 1 - out["n_kept"] / max(1, run.sizes["time"] - params["dummy_frames"])
     out = schema.annotate(out.assign(share_censored=share))
     return out.drop_vars(["bold", "confounds", *COORDS, "member_column", "confound"], errors="ignore")
