@@ -573,11 +573,13 @@ def _quality_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
         "session_id": [f"ses-{label}" for label in result["session"].to_numpy()],
         "run": result["run"].to_numpy(),
     }
-    named = {"subject", "session", "run", "excluded", "session_excluded"}
+    named = {"subject", "session", "run", "redundant", "excluded", "session_excluded"}
     for name in sorted(set(map(str, result.data_vars)) - named):
         values = result[name].to_numpy()
         columns[name] = _counts(values) if name in _COUNTS else values
-    return columns | {name: result[name].to_numpy() for name in ("excluded", "session_excluded") if name in result}
+    return columns | {
+        name: result[name].to_numpy() for name in ("redundant", "excluded", "session_excluded") if name in result
+    }
 
 
 def _motion_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:

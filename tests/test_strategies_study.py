@@ -82,6 +82,7 @@ def problems_of(study):
 
 
 def run_stages(study, stages=("ingest", "denoise")):
+    """Run some stages and return the results of the first run."""
     survey = survey_study(study)
     assert survey.problems == ()
     plan = make_plan(study, survey)
@@ -90,8 +91,7 @@ def run_stages(study, stages=("ingest", "denoise")):
         if step.stage in stages:
             job = Job(step=step, folder=study.folder, root=study.store, code=plan.code)
             run_job(job)
-    where = survey.runs[0].where
-    steps = {step.stage: step for step in plan.steps if step.where == where}
+    steps = {step.stage: step for step in plan.steps if step.where in {survey.runs[0].where, "cohort"}}
     return [cubes.open_group(study.store, steps[stage].address).load() for stage in stages]
 
 
@@ -169,6 +169,17 @@ def test_stages__a_column_per_censored_frame_keeps_every_frame(folder):
     assert float(out["minutes_kept"]) == pytest.approx((N_IMAGE - 1) * 2 / 60)
     assert out["sample_mask"].to_numpy().all()
     assert np.abs(out["denoised"].to_numpy()[:, 40]).max() < 1e-4
+
+
+def test_stages__confounds_that_add_nothing_are_named_in_the_quality_table(folder):
+    table = np.loadtxt(folder / "data/p1/1_rp.txt")
+    table[:, 2] = table[:, 0] - table[:, 1]
+    np.savetxt(folder / "data/p1/1_rp.txt", table)
+
+    _, out, quality = run_stages(study_of(folder, "6P", MOTION), ("ingest", "denoise", "quality"))
+
+    assert out["regressor_kept"].to_numpy().tolist() == [True, True, False, True, True, True]
+    assert quality["redundant"].to_numpy().tolist() == ["trans_z"]
 
 
 def test_stages__fmriprep_finds_aroma_and_sidecar_beside_the_confounds(tmp_path):

@@ -40,12 +40,22 @@ def collect_quality(job: Job) -> None:
         ds = job.open(up.address)
         subject, session, run = split_path(up.address.path)
         numbers = {name: float(ds[name]) if name in ds else np.nan for name in _NUMBERS}
-        rows.append({"subject": subject, "session": session, "run": run, **numbers, "excluded": exclusion(ds) or ""})
+        row = {"subject": subject, "session": session, "run": run, **numbers, "redundant": _redundant(ds)}
+        rows.append({**row, "excluded": exclusion(ds) or ""})
     table = pd.DataFrame(rows)
     short = find_short_sessions(table[table["excluded"] == ""], job.step.params)
     places = zip(table["subject"], table["session"], strict=True)
     table["session_excluded"] = [short.get(place, "") for place in places]
-    job.publish(_as_rows(table, text=("subject", "session", "run", "excluded", "session_excluded")))
+    text = ("subject", "session", "run", "redundant", "excluded", "session_excluded")
+    job.publish(_as_rows(table, text=text))
+
+
+def _redundant(run: xr.Dataset) -> str:
+    """Return the confounds of a run that removed nothing which the filter and those before them had left."""
+    if "regressor_kept" not in run:
+        return ""
+    names = run["regressor"].to_numpy()[~run["regressor_kept"].to_numpy()]
+    return ", ".join(map(str, names))
 
 
 def collect_coverage(job: Job) -> None:
