@@ -1,57 +1,44 @@
-"""From a contrast in words to data, design matrix and weights; every row joined by subject, never by position."""
+"""From a contrast in words to data, design matrix and weights; every row joined by id, never by position."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
 from kconn.errors import DesignError
-from kconn.formulas import evaluate_formula, refuse_missing
+from kconn.hypotheses import (
+    TESTED,
+    Hypothesis,
+    Regressors,
+    Test,
+    build_regressors,
+    describe_data,
+    tested_column,
+)
 
-Test = Literal["two-sample", "paired", "one-sample", "covariate"]
-_INTERCEPT: Final = "Intercept"
+__all__ = ["NO_RUN", "Hypothesis", "SuppliedDesign", "Test", "TestInput", "build_test", "name_row"]
+
+FloatArray = npt.NDArray[np.float64]
+#: Why a row that a file names is not in the test.
+NO_RUN: Final = "no usable run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hypothesis:
-    """One test in the words of the study file.
+class SuppliedDesign:
+    """What files of another tool say: whose rows they hold, and where they hold a design, its matrix and contrasts.
 
-    Attributes
-    ----------
-    test
-        What is tested.
-    formula
-        Columns of the tables: the tested one and the nuisance.
-    effect
-        The tested column, for ``two-sample`` and ``covariate``.
-    levels
-        ``(A, B)``: a two-sample test of B - A. Without it the two levels that occur, sorted.
-    sessions
-        Sessions that are averaged per subject. Without it, and without ``change``, all that occur.
-    change
-        ``(A, B)``: the data are B - A per subject.
-    where
-        Column -> value or values of the subjects that are kept.
+    ``ids``: one per row, as `name_row` makes them. ``design``: indexed by them. ``contrasts``: name -> weights.
     """
 
-    test: Test
-    formula: str = "1"
-    effect: str | None = None
-    levels: tuple[Any, Any] | None = None
-    sessions: tuple[str, ...] | None = None
-    change: tuple[str, str] | None = None
-    where: Mapping[str, Any] | None = None
-
-    @classmethod
-    def of(cls, table: Mapping[str, Any]) -> Hypothesis:
-        """Return the hypothesis of a ``[contrasts.NAME]`` table, whose pairs are lists."""
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
-        return cls(**values)
+    ids: tuple[str, ...]
+    design: pd.DataFrame | None = None
+    contrasts: Mapping[str, FloatArray] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,31 +48,44 @@ class TestInput:
     Attributes
     ----------
     data
-        ``(observation, edge)``, one observation per subject.
+        ``(observation, edge)``, one observation per row of the design.
     design
-        Index: subject; columns: regressors.
-    weights
-        Contrast over the columns of ``design``.
+        Index: observation, which is the subject, or ``sub-01_ses-1`` where rows are sessions; columns: regressors.
+    contrasts
+        Name -> weights over the columns of ``design``, ``(column,)`` for t or ``(r, column)`` for F.
+    rows
+        The rows of the tables about people behind the design, with the same index: what blocks are read from.
     sign_flip
         Whether the null is made by sign flips instead of permutations.
     left_out
-        Subject -> why it is not in the test.
-    question
-        The test in one sentence.
+        Subject, or session of a subject -> why it is not in the test.
+    questions
+        Contrast -> the test in one sentence.
     """
 
     __test__ = False  # no test class, whatever its name makes pytest think
 
     data: xr.DataArray
     design: pd.DataFrame
-    weights: np.ndarray[Any, np.dtype[np.float64]]
+    contrasts: dict[str, FloatArray]
+    rows: pd.DataFrame
     sign_flip: bool
     left_out: dict[str, str]
-    question: str
+    questions: dict[str, str]
+
+    @property
+    def is_set(self) -> bool:
+        """Whether several contrasts were named, and not one without a name."""
+        return list(self.contrasts) != [TESTED]
 
 
 def build_test(
-    netmat: xr.DataArray, participants: pd.DataFrame, sessions: pd.DataFrame | None, hypothesis: Hypothesis
+    netmat: xr.DataArray,
+    participants: pd.DataFrame,
+    sessions: pd.DataFrame | None,
+    hypothesis: Hypothesis,
+    *,
+    supplied: SuppliedDesign | None = None,
 ) -> TestInput:
     """Select the observations of a hypothesis and build its design.
 
@@ -96,33 +96,65 @@ def build_test(
     participants
         Indexed by subject.
     sessions
-        Indexed by (subject, session), or None. Its columns are used where one session is tested.
+        Indexed by (subject, session), or None. Its columns are used where one session is tested, and where rows are
+        sessions.
     hypothesis
         What is tested.
+    supplied
+        Rows, and maybe the design, of files of another tool. Observations that it does not name are left out.
 
     Raises
     ------
     DesignError
-        ``E-DESIGN-FORMULA``, ``E-DESIGN-LEVELS``, ``E-COV-NAN``, ``E-ID-MISSING`` or ``E-TOO-FEW``.
+        ``E-DESIGN-FORMULA``, ``E-DESIGN-LEVELS``, ``E-COV-NAN``, ``E-CONTRAST``, ``E-ID-MISSING`` or ``E-TOO-FEW``.
     """
-    needed = hypothesis.change or hypothesis.sessions
     present = _sessions_by_subject(netmat)
-    _check_sessions(needed, present)
-    people, left_out = _select_people(participants, sessions, hypothesis, present)
-    design, weights, question = _build_design(people, hypothesis)
-    for subject in people.index.difference(design.index):
-        left_out[str(subject)] = f"{hypothesis.effect} is another than the two levels that are compared"
-    rows = [_observe(netmat, subject, hypothesis) for subject in design.index]
-    data = xr.concat(rows, dim="observation", coords="minimal", compat="override", join="exact")
-    data = data.assign_coords(observation=("observation", np.asarray(design.index, dtype=object)))
+    _check_sessions(hypothesis.change or hypothesis.sessions, present)
+    if missing := sorted(set(present) - set(participants.index)):
+        raise DesignError(
+            "E-ID-MISSING",
+            f"the participants table has no row for {', '.join(missing[:5])}",
+            rule="every subject with data has one row",
+            fix="add the rows, or take the runs out of the inputs",
+        )
+    left_out: dict[str, str] = {}
+    select = _select_sessions if hypothesis.per_session else _select_subjects
+    rows = select(participants, sessions, hypothesis, present, left_out)
+    rows = _keep_where(rows, hypothesis, left_out)
+    if supplied is not None:
+        rows = _keep_supplied(rows, supplied, left_out)
+    if len(rows) == 0:  # `empty` is also True of rows without columns
+        raise DesignError(
+            "E-TOO-FEW",
+            "no subject is left for the test",
+            rule="subjects need a run in every session of the contrast and the values that 'where' asks for",
+            fix="correct 'where', 'sessions' or 'change' of the contrast",
+        )
+    made = _supply(rows, supplied, hypothesis) if supplied and supplied.design is not None else None
+    made = made or build_regressors(rows, hypothesis)
+    for row in rows.index.difference(made.design.index):
+        left_out[str(row)] = f"{' or '.join(hypothesis.effects)} is another than the two levels that are compared"
+    rows = rows.loc[made.design.index]
+    if hypothesis.per_session:
+        pairs = zip(rows["subject"].astype(str), rows["session"].astype(str), strict=True)
+        observed = [_observe_session(netmat, subject, session) for subject, session in pairs]
+    else:
+        observed = [_observe_subject(netmat, subject, hypothesis) for subject in rows.index]
+    data = xr.concat(observed, dim="observation", coords="minimal", compat="override", join="exact")
     return TestInput(
-        data=data,
-        design=design,
-        weights=weights,
-        sign_flip=hypothesis.test in {"paired", "one-sample"},
+        data=data.assign_coords(observation=("observation", np.asarray(rows.index, dtype=object))),
+        design=made.design,
+        contrasts=made.contrasts,
+        rows=rows,
+        sign_flip=hypothesis.tests_mean,
         left_out=left_out,
-        question=question,
+        questions=made.words,
     )
+
+
+def name_row(subject: str, session: str | None = None) -> str:
+    """Return the id of a row: the subject, or ``sub-01_ses-1`` where rows are sessions."""
+    return subject if session is None else f"sub-{subject}_ses-{session}"
 
 
 def _sessions_by_subject(netmat: xr.DataArray) -> dict[str, dict[str, int]]:
@@ -145,21 +177,15 @@ def _check_sessions(needed: Sequence[str] | None, present: Mapping[str, Mapping[
         )
 
 
-def _select_people(
+def _select_subjects(
     participants: pd.DataFrame,
     sessions: pd.DataFrame | None,
     hypothesis: Hypothesis,
     present: Mapping[str, Mapping[str, int]],
-) -> tuple[pd.DataFrame, dict[str, str]]:
+    left_out: dict[str, str],
+) -> pd.DataFrame:
+    """Return one row per subject that has every session that is named."""
     needed = hypothesis.change or hypothesis.sessions or ()
-    left_out = {}
-    if missing := sorted(set(present) - set(participants.index)):
-        raise DesignError(
-            "E-ID-MISSING",
-            f"the participants table has no row for {', '.join(missing[:5])}",
-            rule="every subject with data has one row",
-            fix="add the rows, or take the runs out of the inputs",
-        )
     for subject in sorted(present):
         if lacking := [session for session in needed if session not in present[subject]]:
             left_out[subject] = f"no usable run in session {', '.join(lacking)}"
@@ -167,89 +193,67 @@ def _select_people(
     if sessions is not None and len(needed) == 1:
         rows = sessions[sessions.index.get_level_values("session") == needed[0]].droplevel("session")
         people = people.join(rows[[column for column in rows.columns if column not in people.columns]], how="left")
+    return people
+
+
+def _select_sessions(
+    participants: pd.DataFrame,
+    sessions: pd.DataFrame | None,
+    hypothesis: Hypothesis,
+    present: Mapping[str, Mapping[str, int]],
+    left_out: dict[str, str],
+) -> pd.DataFrame:
+    """Return one row per session; in a repeated test of the subjects that have all of them."""
+    known = sorted({session for found in present.values() for session in found})
+    wanted = hypothesis.sessions or known
+    pairs = []
+    for subject in sorted(present):
+        lacking = [session for session in wanted if session not in present[subject]]
+        if lacking and hypothesis.test == "repeated":
+            left_out[subject] = f"no usable run in session {', '.join(lacking)}"
+            continue
+        pairs += [(subject, session) for session in wanted if session in present[subject]]
+    index = [name_row(subject, session) for subject, session in pairs]
+    rows = participants.loc[[subject for subject, _ in pairs]].set_axis(index)
+    rows = rows.assign(subject=[subject for subject, _ in pairs], session=[session for _, session in pairs])
+    if sessions is not None:
+        columns = [column for column in sessions.columns if column not in rows.columns]
+        found = sessions[columns].reindex(pd.MultiIndex.from_tuples(pairs))
+        rows = rows.join(found.set_axis(index))
+    return rows
+
+
+def _keep_where(rows: pd.DataFrame, hypothesis: Hypothesis, left_out: dict[str, str]) -> pd.DataFrame:
     for column, wanted in (hypothesis.where or {}).items():
         values = wanted if isinstance(wanted, list) else [wanted]
-        keep = _column(people, column).isin(values)
-        left_out |= {
-            str(subject): f"{column} is not {' or '.join(map(str, values))}" for subject in people.index[~keep]
-        }
-        people = people[keep]
-    if len(people) == 0:  # `empty` is also True of rows without columns
-        raise DesignError(
-            "E-TOO-FEW",
-            "no subject is left for the test",
-            rule="subjects need a run in every session of the contrast and the values that 'where' asks for",
-            fix="correct 'where', 'sessions' or 'change' of the contrast",
-        )
-    return people, left_out
+        keep = tested_column(rows, column).isin(values)
+        left_out |= {str(row): f"{column} is not {' or '.join(map(str, values))}" for row in rows.index[~keep]}
+        rows = rows[keep]
+    return rows
 
 
-def _build_design(
-    people: pd.DataFrame, hypothesis: Hypothesis
-) -> tuple[pd.DataFrame, np.ndarray[Any, np.dtype[np.float64]], str]:
-    if hypothesis.test == "two-sample":
-        people, what = _code_groups(people, hypothesis)
-    else:
-        what = {"paired": "mean", "one-sample": "mean", "covariate": f"slope on {hypothesis.effect}"}[hypothesis.test]
-    tested = hypothesis.effect or _INTERCEPT
-    design = evaluate_formula(hypothesis.formula, people)
-    if tested not in design.columns:
-        raise DesignError(
-            "E-DESIGN-FORMULA",
-            f"the formula {hypothesis.formula!r} makes the columns {', '.join(design.columns)}, not {tested!r}",
-            rule="the tested column stands in the formula by its own name, as numbers",
-            fix=f"write '{tested} + ...'" if hypothesis.effect else "do not remove the intercept",
-        )
-    if tested == _INTERCEPT:  # the mean is tested at the mean of the nuisance, not at its zero
-        nuisance = [column for column in design.columns if column != _INTERCEPT]
-        design[nuisance] = design[nuisance] - design[nuisance].mean()
-    n_observation, n_column = design.shape
-    if n_observation <= n_column:
-        raise DesignError(
-            "E-TOO-FEW",
-            f"{n_observation} subjects for {n_column} columns",
-            rule="a test needs more observations than columns",
-            fix="take nuisance out, or widen the selection",
-        )
-    weights = (design.columns == tested).astype(np.float64)
-    of = f"change {hypothesis.change[0]} to {hypothesis.change[1]}" if hypothesis.change else "connectivity"
-    # A factor's columns are named like sex[T.M]; the reader knows it as sex.
-    others = dict.fromkeys(column.split("[")[0] for column in design.columns if column not in {tested, _INTERCEPT})
-    nuisance_words = f", with {', '.join(others)} as nuisance" if others else ""
-    return design, weights, f"{of}: {what}{nuisance_words}, {n_observation} subjects"
+def _keep_supplied(rows: pd.DataFrame, supplied: SuppliedDesign, left_out: dict[str, str]) -> pd.DataFrame:
+    known = set(supplied.ids)
+    left_out |= {str(row): "it is not in the list of ids" for row in rows.index if row not in known}
+    left_out |= {row: NO_RUN for row in supplied.ids if row not in rows.index and row not in left_out}
+    return rows[rows.index.isin(known)]
 
 
-def _code_groups(people: pd.DataFrame, hypothesis: Hypothesis) -> tuple[pd.DataFrame, str]:
-    """Return the people of the two levels, with the tested column as 0 for A and 1 for B."""
-    effect = str(hypothesis.effect)
-    column = _column(people, effect)
-    refuse_missing(people, [effect])
-    found = sorted(column.unique(), key=str)
-    levels = hypothesis.levels or tuple(found)
-    if len(levels) != 2 or any(level not in found for level in levels):
-        raise DesignError(
-            "E-DESIGN-LEVELS",
-            f"{effect!r} has the levels {', '.join(map(str, found))}; asked for {', '.join(map(str, levels))}",
-            rule="a two-sample test compares two levels that occur",
-            fix="name two of them in 'levels', or select with 'where'",
-        )
-    people = people[column.isin(levels)].copy()
-    people[effect] = (people[effect] == levels[1]).astype(np.float64)
-    n_second = int(people[effect].sum())
-    n_first = len(people) - n_second
-    if min(n_first, n_second) < 2:
-        raise DesignError(
-            "E-TOO-FEW",
-            f"{effect!r} has {n_first} x {levels[0]} and {n_second} x {levels[1]}",
-            rule="each group needs at least two subjects",
-            fix="widen the selection",
-        )
-    return people, f"{levels[1]} (n={n_second}) minus {levels[0]} (n={n_first})"
+def _supply(rows: pd.DataFrame, supplied: SuppliedDesign, hypothesis: Hypothesis) -> Regressors:
+    """Return the rows of a design that was supplied; none is taken by its position."""
+    assert supplied.design is not None  # noqa: S101 - the caller looked
+    contrasts = dict(supplied.contrasts or {})
+    unit = "sessions" if hypothesis.per_session else "subjects"
+    data = describe_data(hypothesis)
+    words = {name: f"{data}: contrast {name} of a supplied design, {len(rows)} {unit}" for name in contrasts}
+    return Regressors(design=supplied.design.loc[rows.index], contrasts=contrasts, words=words)
 
 
-def _observe(netmat: xr.DataArray, subject: Any, hypothesis: Hypothesis) -> xr.DataArray:
+def _observe_subject(netmat: xr.DataArray, subject: Any, hypothesis: Hypothesis) -> xr.DataArray:
     """Return the ``(edge)`` row of one subject: the mean of its sessions, or the change between two."""
     rows = netmat[netmat["subject"].to_numpy() == subject]
+    # Sums of more than two depend on their order in the last bit.
+    rows = rows[np.argsort(rows["session"].to_numpy().astype(str), kind="stable")]
     by_session = rows["session"].to_numpy()
     if hypothesis.change:
         before, after = (
@@ -262,12 +266,8 @@ def _observe(netmat: xr.DataArray, subject: Any, hypothesis: Hypothesis) -> xr.D
     return row.drop_vars(["observation", "subject", "session"], errors="ignore")
 
 
-def _column(people: pd.DataFrame, name: str) -> pd.Series[Any]:
-    if name not in people.columns:
-        raise DesignError(
-            "E-DESIGN-FORMULA",
-            f"there is no column {name!r}",
-            rule=f"the columns are {', '.join(map(str, people.columns))}",
-            fix="correct the name",
-        )
-    return people[name]
+def _observe_session(netmat: xr.DataArray, subject: str, session: str) -> xr.DataArray:
+    """Return the ``(edge)`` row of one session of one subject."""
+    here = (netmat["subject"].to_numpy() == subject) & (netmat["session"].to_numpy() == session)
+    row = netmat[np.asarray(here)].squeeze("observation")
+    return row.drop_vars(["observation", "subject", "session"], errors="ignore")

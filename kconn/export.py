@@ -14,6 +14,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn.chunks import MIB
+from kconn.contrast_files import ContrastFile, describe_contrast_result, list_contrast_files, nodes_of_edges
+from kconn.contrasts import split_contrasts
 from kconn.errors import StoreError
 from kconn.exclusions import list_exclusions, tabulate_exclusions
 from kconn.io import cubes, derivatives, layout, nifti_write, store
@@ -403,31 +405,22 @@ class _GroupOutputs:
         )
 
     def _test(self, step: Step) -> Iterator[_Output]:
+        """List the files of each contrast of a test."""
         cohort = next(other for other in self.steps if other.address == step.upstream[0].address)
-        contrast = bids_label(step.address.path.split("/")[-1])
-        stat = str(cubes.open_group(self.bench.study.store, step.address)["stat_kind"].item()).lower()
-        values = {"Values": _values_of(cubes.open_group(self.bench.study.store, cohort.address)["netmat"])}
-        parts: list[tuple[str, Write, str]] = [
-            ("edges.tsv", _table(_edge_columns), "The test of each pair of nodes."),
-            (f"{stat}stat.tsv", _write_matrix("stat"), f"Statistic {stat} of each pair of nodes."),
-            ("pfwe.tsv", _write_matrix("p_fwe"), "Permutation p of each pair of nodes, corrected for all pairs."),
-            ("design.tsv", _table(_design_columns), "Design matrix: one row per subject."),
-            (
-                "maxstat.tsv",
-                _table(lambda ds: {"max_stat": ds["max_stat"].to_numpy()}),
-                "Largest statistic of each relabelling, the unpermuted data first: what p_fwe is read from.",
-            ),
-        ]
-        for suffix, write, description in parts:
-            yield _Output(
-                name=self._name(cohort, suffix, desc=contrast),
-                step=step,
-                write=write,
-                description=description,
-                sources=(self._name(cohort, "netmats.tsv"),),
-                inputs=(step,),
-                about=partial(_about_edges if suffix == "edges.tsv" else _about_test, values=values),
-            )
+        name = step.address.path.split("/")[-1]
+        values = _values_of(cubes.open_group(self.bench.study.store, cohort.address)["netmat"])
+        found = split_contrasts(cubes.open_group(self.bench.study.store, step.address), name)
+        for title, result in found.items():
+            for file in list_contrast_files(result):
+                yield _Output(
+                    name=self._name(cohort, file.suffix, desc=bids_label(title)),
+                    step=step,
+                    write=partial(_write_contrast, file=file, name=name, title=title),
+                    description=file.description,
+                    sources=(self._name(cohort, "netmats.tsv"),),
+                    inputs=(step,),
+                    about=partial(_about_contrast, file=file, name=name, title=title, values=values),
+                )
 
     def _name(self, cohort: Step, suffix: str, *, desc: str | None = None) -> str:
         _, node_set, kind = cohort.address.path.split("/")
@@ -509,16 +502,6 @@ def _table(columns: Callable[[xr.Dataset], Mapping[str, npt.ArrayLike]]) -> Writ
     return lambda path, result: write_atomic(path, derivatives.table_bytes(columns(result)))
 
 
-def _write_matrix(variable: str) -> Write:
-    """Return a writer of a variable of edges as a square matrix without diagonal."""
-
-    def write(path: Path, result: xr.Dataset) -> None:
-        matrix = unpack_edges(result[variable].to_numpy(), diagonal=np.nan)
-        write_atomic(path, derivatives.matrix_bytes(_nodes_of(result), matrix))
-
-    return write
-
-
 def _write_relmat(path: Path, result: xr.Dataset) -> None:
     """Write correlations as r, with their unit diagonal; the store holds Fisher's z of them."""
     netmat = result["netmat"]
@@ -527,7 +510,7 @@ def _write_relmat(path: Path, result: xr.Dataset) -> None:
     if is_z:
         has_data = ~np.isnan(matrix).all(axis=0)
         np.fill_diagonal(matrix, np.where(has_data, 1.0, np.nan))
-    write_atomic(path, derivatives.matrix_bytes(_nodes_of(result), matrix))
+    write_atomic(path, derivatives.matrix_bytes(nodes_of_edges(result), matrix))
 
 
 def _about_relmat(result: xr.Dataset) -> dict[str, Any]:
@@ -540,22 +523,15 @@ def _values_of(netmat: xr.DataArray) -> str:
     return "Fisher z: arctanh of r" if netmat.attrs.get("z") == "fisher" else describe_unit(netmat.attrs)
 
 
-def _about_test(result: xr.Dataset, *, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the question of a test and how its p-values came about; ``values`` say what was tested."""
-    return {
-        "Question": result.attrs["question"],
-        **values,
-        "NumberOfObservations": result.attrs["n_observation"],
-        "NumberOfPermutations": int(result["n_permutations"]),
-        "Exhaustive": bool(result["exhaustive"]),
-        "LeftOut": result.attrs["left_out"],
-    }
+def _write_contrast(path: Path, result: xr.Dataset, *, file: ContrastFile, name: str, title: str) -> None:
+    file.write(path, split_contrasts(result, name)[title])
 
 
-def _about_edges(result: xr.Dataset, *, values: Mapping[str, Any]) -> dict[str, Any]:
-    words = {name: str(result[name].attrs.get("long_name", "")) for name in _edge_variables(result)}
-    words["stat"] = f"Test statistic: {result['stat_kind'].item()}."
-    return {**_about_test(result, values=values), **{name: {"Description": text} for name, text in words.items()}}
+def _about_contrast(result: xr.Dataset, *, file: ContrastFile, name: str, title: str, values: str) -> dict[str, Any]:
+    """Return the question of a test, how its p-values came about, and its columns; ``values`` say what was tested."""
+    one = split_contrasts(result, name)[title]
+    one = one.assign_attrs(unit=values)
+    return {**describe_contrast_result(one), "Values": values, **file.columns(one)}
 
 
 def _series_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
@@ -623,30 +599,6 @@ def _cohort_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
         "node_j": result["node_j"].to_numpy(),
         **dict(zip(map(str, result["observation"].to_numpy()), netmat, strict=True)),
     }
-
-
-def _edge_variables(result: xr.Dataset) -> list[str]:
-    """Return the variables of a test that have one value per edge, the ones that are read first in front."""
-    first = ("effect", "stat", "dof", "p_unc", "p_fwe", "p_fdr", "cohen_d")
-    rest = sorted(str(name) for name in result.data_vars if result[name].dims == ("edge",) and name not in first)
-    return [*(name for name in first if name in result), *rest]
-
-
-def _edge_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
-    names = {name: result[name].to_numpy() for name in ("node_i", "node_j")}
-    return {**names, **{name: result[name].to_numpy() for name in _edge_variables(result)}}
-
-
-def _design_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
-    design = result["design"].transpose("regressor", "observation").to_numpy()
-    subjects = [f"sub-{label}" for label in result["observation"].to_numpy()]
-    return {"participant_id": subjects, **dict(zip(result.attrs["regressors"], design, strict=True))}
-
-
-def _nodes_of(result: xr.Dataset) -> list[str]:
-    """Return the names of the nodes, in order, from the coordinates of the edges."""
-    first, second = result["node_i"].to_numpy(), result["node_j"].to_numpy()
-    return [str(first[0]), *map(str, second[first == first[0]])]
 
 
 def _slabs(series: xr.DataArray) -> Iterable[npt.NDArray[np.float32]]:

@@ -19,6 +19,8 @@ from kconn.errors import DesignError
 FUNCTIONS: Final = frozenset(
     {"C", "I", "bs", "cc", "center", "cr", "cs", "exp", "exp10", "exp2", "log", "log10", "log2", "poly", "scale"}
 )
+#: Codings of factors, as in ``C(group, contr.sum)``.
+CODINGS: Final = frozenset({"diff", "helmert", "poly", "sas", "sum", "treatment"})
 _ARITHMETIC: Final = (
     ast.BinOp,
     ast.Call,
@@ -33,6 +35,16 @@ _ARITHMETIC: Final = (
     ast.keyword,
     ast.operator,
     ast.unaryop,
+)
+#: What formulaic raises for a formula that it cannot read or evaluate.
+_REFUSED: Final = (
+    FormulaicError,
+    ArithmeticError,
+    AttributeError,
+    NameError,
+    SyntaxError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -60,6 +72,14 @@ def evaluate_formula(formula: str, table: pd.DataFrame) -> pd.DataFrame:
     ----------
     Wilkinson GN, Rogers CE (1973). https://doi.org/10.2307/2346786
     """
+    return evaluate_terms(formula, table)[0]
+
+
+def evaluate_terms(formula: str, table: pd.DataFrame) -> tuple[pd.DataFrame, dict[frozenset[str], list[str]]]:
+    """Return the design matrix of a formula as `evaluate_formula` does, and which columns each term made.
+
+    A term is known by its factors, as `find_terms` names them: ``group:sex`` and ``sex:group`` are one.
+    """
     try:
         terms = Formula(formula)
         if not isinstance(terms, SimpleFormula):
@@ -69,9 +89,8 @@ def evaluate_formula(formula: str, table: pd.DataFrame) -> pd.DataFrame:
             matrix = model_matrix(terms, table, na_action="raise", context={})
     except DesignError:
         raise
-    except (FormulaicError, ArithmeticError, AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n")[0]
-        raise _refusal(formula, table, reason or type(error).__name__) from error
+    except _REFUSED as error:
+        raise _refusal(formula, table, _reason(error)) from error
     design = pd.DataFrame(np.asarray(matrix, dtype=np.float64), index=table.index, columns=list(matrix.columns))
     if not np.isfinite(design.to_numpy()).all():
         raise DesignError(
@@ -80,7 +99,35 @@ def evaluate_formula(formula: str, table: pd.DataFrame) -> pd.DataFrame:
             rule="a design matrix holds finite numbers",
             fix="look at the covariates, and at functions such as log in the formula",
         )
-    return design
+    made = {
+        frozenset(factor.expr for factor in term.factors): [str(design.columns[i]) for i in positions]
+        for term, positions in matrix.model_spec.term_indices.items()
+    }
+    return design, made
+
+
+def find_terms(formula: str) -> list[frozenset[str]]:
+    """Return the terms of a formula without its intercept, each as the set of its factors.
+
+    Raises
+    ------
+    DesignError
+        ``E-DESIGN-FORMULA``.
+    """
+    try:
+        terms = Formula(f"0 + {formula}")
+        return [frozenset(factor.expr for factor in term.factors) for term in terms]
+    except _REFUSED as error:
+        raise DesignError(
+            "E-DESIGN-FORMULA",
+            f"{formula!r} is no term: {_reason(error)}",
+            rule="a term stands in a formula, such as group, group:sex or bs(age, df=3)",
+            fix="correct the name of the term",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n")[0] or type(error).__name__
 
 
 def _find_columns(terms: SimpleFormula, formula: str, table: pd.DataFrame) -> set[str]:
@@ -110,6 +157,8 @@ def _find_names(expression: str) -> Iterator[str | None]:
         if isinstance(node, ast.Name):
             number = node.id.removeprefix("_quoted_")
             yield quoted[int(number)] if number != node.id else node.id
+        elif _is_coding(node):
+            continue
         elif not isinstance(node, _ARITHMETIC) or (isinstance(node, ast.Call) and not _may_call(node.func)):
             yield None
         else:
@@ -117,7 +166,14 @@ def _find_names(expression: str) -> Iterator[str | None]:
             nodes += children  # type: ignore[arg-type]  # a node of any kind
 
 
+def _is_coding(node: ast.AST) -> bool:
+    named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    return named and node.value.id == "contr" and node.attr in CODINGS  # type: ignore[attr-defined]  # narrowed above
+
+
 def _may_call(function: ast.expr) -> bool:
+    if _is_coding(function):
+        return True
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "np":
         return isinstance(getattr(np, function.attr, None), np.ufunc)
     return isinstance(function, ast.Name) and function.id in FUNCTIONS
@@ -137,9 +193,9 @@ def refuse_missing(table: pd.DataFrame, columns: list[str]) -> None:
             raise DesignError(
                 "E-COV-NAN",
                 f"{column!r} is missing",
-                where=f"sub-{table.index[missing][0]}",
-                rule="every subject of a test has every covariate",
-                fix="complete the table, or leave the subject out with 'include' or 'where'",
+                where=f"sub-{str(table.index[missing][0]).removeprefix('sub-')}",
+                rule="every row of a test has every covariate",
+                fix="complete the table, or leave the row out with 'include' or 'where'",
             )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from kconn.chunks import BLOCK_BYTES, MIB, ROW_BYTES
 from kconn.io.digests import digest_files
 from kconn.io.files import canonical_json, sha256_bytes
 from kconn.io.store import Address, work_folder
-from kconn.study import ContrastTable, NodesTable, Study
+from kconn.study import NodesTable, Study
 from kconn.survey import RunFacts, Survey
 from kconn.versions import code_version
 
@@ -66,6 +66,8 @@ class Step:
         Path -> SHA-256 of ``files``.
     estimate
         Cost.
+    max_mem
+        Bytes that its tasks may hold together, where it has such a limit. No part of ``key``: it changes no result.
     """
 
     stage: str
@@ -77,6 +79,7 @@ class Step:
     params: Mapping[str, Any]
     digests: Mapping[str, str]
     estimate: Estimate
+    max_mem: int | None = None
 
     def reads(self, step: str) -> Upstream:
         """Return the upstream result of one step."""
@@ -137,6 +140,7 @@ class _Builder:
         paths |= {path for facts in survey.runs for path in facts.regions.values()}
         paths |= {path for nodes in study.nodes.values() for path in nodes.files().values()}
         paths |= set(self._tables().values())
+        paths |= {path for contrast in study.contrasts.values() for path in contrast.roles.values()}
         memory = None if rehash else work_folder(study.store)
         self.digests = digest_files(study.folder, paths, memory=memory)
         self.denoised: list[Step] = []
@@ -182,15 +186,15 @@ class _Builder:
             yield cohort
             if kind != "corr":  # of full correlations it is estimated above, before and after denoising
                 yield self._qc_fc(path, (cohort, *self.series[name]), n_edge)
-            for label, contrast in self.study.contrasts.items():
-                yield self._test(f"contrasts/{name}/{kind}/{label}", contrast, cohort, n_edge)
+            for label in self.study.contrasts:
+                yield self._test(f"contrasts/{name}/{kind}/{label}", label, cohort, n_edge)
 
     def _motion(self, quality: Step) -> Step:
         contrasts = self.study.contrasts.values()
-        factors: dict[str | None, list[Any]] = {}
+        factors: dict[str, list[Any]] = {}
         for contrast in contrasts:
             if contrast.test == "two-sample":
-                factors.setdefault(contrast.effect, []).append(contrast.levels)
+                factors.setdefault(str(contrast.effect), []).append(contrast.levels)
         changes = dict.fromkeys(tuple(contrast.change) for contrast in contrasts if contrast.change is not None)
         params = {
             "factors": [{"column": column, "levels": _every_level(pairs)} for column, pairs in factors.items()],
@@ -299,18 +303,26 @@ class _Builder:
         z = self.study.connectivity.of_kind(kind)["z"]
         return {"kind": kind, "z": z, **({"seed": self.study.permutation.seed} if z == "ar1" else {})}
 
-    def _test(self, path: str, contrast: ContrastTable, cohort: Step, n_edge: int) -> Step:
-        permutation = self.study.permutation
-        n_perm = contrast.n_perm or permutation.n_perm
+    def _test(self, path: str, name: str, cohort: Step, n_edge: int) -> Step:
+        contrast, permutation = self.study.contrasts[name], self.study.permutation_of(name)
         params = {
-            "hypothesis": contrast.model_dump(mode="json", exclude={"alternative", "n_perm"}),
-            "n_perm": n_perm,
-            "seed": permutation.seed,
-            "alternative": contrast.alternative or permutation.alternative,
+            "hypothesis": contrast.hypothesis,
+            "permutation": permutation.model_dump(mode="json", exclude={"max_mem"}),
             **self._people_params(),
         }
-        estimate = Estimate(bytes_read=cohort.estimate.bytes_written, bytes_written=8 * (8 * n_edge + n_perm))
-        return self._step("test", path, path, files=self._tables(), upstream=[cohort], params=params, estimate=estimate)
+        estimate = Estimate(
+            bytes_read=cohort.estimate.bytes_written, bytes_written=8 * (8 * n_edge + permutation.n_perm)
+        )
+        step = self._step(
+            "test",
+            path,
+            path,
+            files={**self._tables(), **contrast.roles},
+            upstream=[cohort],
+            params=params,
+            estimate=estimate,
+        )
+        return replace(step, max_mem=permutation.max_mem)
 
     def _tables(self) -> dict[str, str]:
         inputs = self.study.inputs

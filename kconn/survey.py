@@ -15,12 +15,12 @@ import pandas as pd
 import xarray as xr
 
 from kconn.confounds import MOTION, Header, build_columns, compute_term, select, select_terms
-from kconn.design import Hypothesis, build_test
+from kconn.contrasts import Arrangement, arrange_test, rehearse_test
+from kconn.design import NO_RUN
 from kconn.errors import InputError, KconnError, StudyFileError, first_of
 from kconn.grayordinates import has_grayordinates, read_grayordinates
 from kconn.io import cifti, layout, layout_hcp, nifti, regressors, tables
 from kconn.io.layout import Run
-from kconn.kernels import glm
 from kconn.kernels.filtering import check_band
 from kconn.kinds import KINDS
 from kconn.netmats import PARTIAL_KINDS, check_rank
@@ -559,8 +559,29 @@ def _check_contrasts(
     problems: list[KconnError],
 ) -> None:
     """Build the design of every contrast as if every run were usable."""
+    netmat = expect_cohort(runs)
+    for name in study.contrasts:
+        with _collected(problems, of=f"contrasts.{name}"):
+            arrangement = arrange_contrast(study, name, netmat, participants, sessions)
+            _refuse_strangers(arrangement)
+            rehearse_test(arrangement)
+
+
+def _refuse_strangers(arrangement: Arrangement) -> None:
+    """Refuse a list of ids that names a row without any run; one whose runs are left out later is listed instead."""
+    if strangers := [row for row, reason in arrangement.test.left_out.items() if reason == NO_RUN]:
+        raise InputError(
+            "E-ID-EXTRA",
+            f"the list of ids names {', '.join(strangers[:5])}, which has no run",
+            rule="every id of a supplied design is that of an observation",
+            fix="correct the list; ids are labels such as sub-01, or sub-01_ses-1 where rows are sessions",
+        )
+
+
+def expect_cohort(runs: Iterable[Run]) -> xr.DataArray:
+    """Return the cohort as it will be if every run is usable: ``(observation, edge)`` of zeros, with its labels."""
     observations = sorted({(run.subject, run.session) for run in runs})
-    netmat = xr.DataArray(
+    return xr.DataArray(
         np.zeros((len(observations), 1)),
         dims=("observation", "edge"),
         coords={
@@ -569,9 +590,13 @@ def _check_contrasts(
             "session": ("observation", np.array([session for _, session in observations], dtype=object)),
         },
     )
-    for name, contrast in study.contrasts.items():
-        with _collected(problems, of=f"contrasts.{name}"):
-            fields = contrast.model_dump(mode="json", exclude={"alternative", "n_perm"})
-            test = build_test(netmat, participants, sessions, Hypothesis.of(fields))
-            glm.check_design(test.design.to_numpy())
-            glm.split_design(test.design.to_numpy(), test.weights)
+
+
+def arrange_contrast(
+    study: Study, name: str, cohort: xr.DataArray, participants: pd.DataFrame, sessions: pd.DataFrame | None
+) -> Arrangement:
+    """Return the call that tests a contrast of a study; see `kconn.contrasts.arrange_test`."""
+    contrast = study.contrasts[name]
+    params = {"hypothesis": contrast.hypothesis, "permutation": study.permutation_of(name).model_dump(mode="json")}
+    files = {role: study.folder / path for role, path in contrast.roles.items()}
+    return arrange_test(cohort, participants, sessions, params, files)

@@ -71,8 +71,9 @@ def _errors():
 def _keys(model):
     only = {**{key: f"layout {' or '.join(of)}" for key, of in study.LAYOUTS_OF.items()}, **study.SOURCE_OF}
     rows = []
+    shared = study.PermutationTable.model_fields if model is study.ContrastTable else ()
     for key, field in model.model_fields.items():
-        if _is_table(field.annotation) or key == "folder":
+        if _is_table(field.annotation) or key == "folder" or key in shared:
             continue
         of = f" ({only[key]} only)" if model in {study.InputsTable, study.NodesTable} and key in only else ""
         rows.append([f"`{key}`", _type(field), _default(field), f"{field.description or _about(key)}{of}"])

@@ -75,11 +75,15 @@ def _toml(name, table):
             continue
         if isinstance(value, dict) and name in {"nodes", "contrasts"}:
             inner += _toml(f"{name}.{key}", value)
-        elif isinstance(value, dict):
-            lines.append(f"{key} = {{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in value.items()) + " }")
         else:
-            lines.append(f"{key} = {json.dumps(value)}")
+            lines.append(f"{key} = {_inline(value)}")
     return "\n".join(lines) + "\n" + inner
+
+
+def _inline(value):
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_inline(v)}" for k, v in value.items()) + " }"
+    return f"[{', '.join(map(_inline, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 def run_file(folder, subject, ending, session="pre"):

@@ -47,9 +47,7 @@ def hypothesis(test, **options):
 
 def statistic(test):
     """Return t of kconn for a test that was built."""
-    found = permutation_test(
-        test.data, test.design, {"tested": test.weights}, n_perm=2, seed=0, sign_flip=test.sign_flip
-    )
+    found = permutation_test(test.data, test.design, test.contrasts, n_perm=2, seed=0, sign_flip=test.sign_flip)
     return found["stat"].to_numpy().ravel()
 
 
@@ -70,7 +68,9 @@ def test_build_test__two_sample_of_a_change_with_nuisance():
     columns = np.column_stack([np.ones(12), PEOPLE.group == "a", PEOPLE.age, PEOPLE.sex == "m"]).astype(float)
     np.testing.assert_allclose(statistic(test), plain_t(NETMAT["post"] - NETMAT["pre"], columns, 1), rtol=1e-9)
     assert not test.sign_flip
-    assert test.question == "change pre to post: a (n=6) minus p (n=6), with age, sex as nuisance, 12 subjects"
+    assert (
+        test.questions["tested"] == "change pre to post: a (n=6) minus p (n=6), with age, sex as nuisance, 12 subjects"
+    )
 
 
 def test_build_test__levels_give_the_sign():

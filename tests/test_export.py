@@ -177,7 +177,15 @@ def test_export_study__numbers_of_the_group_are_those_of_the_store(bench, export
         ]
         assert edges["node_j"].tolist() == test["node_j"].to_numpy().tolist() == netmats["node_j"].tolist()
         for name in edges.columns[2:]:
-            same(edges[name], test[name])
+            variable, _, label = name.rpartition("_")
+            limit_or_tail = {"lower": "limit", "upper": "limit", "greater": "tail", "less": "tail", "sided": "tail"}
+            if label not in limit_or_tail:
+                same(edges[name], test[name])
+                continue
+            dim = limit_or_tail[label]
+            label = "two-sided" if label == "sided" else label
+            stored_name = f"{variable.removesuffix('_two')}_{'ci' if dim == 'limit' else 'tails'}"
+            same(edges[name], test[stored_name].sel({dim: label}))
         for suffix, name in (("tstat", "stat"), ("pfwe", "p_fwe")):
             matrix = table(f"{stem}_desc-meanFc_{suffix}.tsv", index_col="Node")
             same(matrix, unpack_edges(test[name].to_numpy(), diagonal=np.nan))
@@ -239,7 +247,11 @@ def test_export_study__sidecars_lead_back_to_the_inputs(bench, exported, kept):
     test = sidecars["group/group_atlas-sim8_stat-pearsoncorrelation_desc-meanFc_edges.json"]
     assert test["Values"].startswith("Fisher z")
     assert test["NumberOfPermutations"] == 8
-    assert test["p_fwe"]["Description"]
+    columns = table(exported / "group/group_atlas-sim8_stat-pearsoncorrelation_desc-meanFc_edges.tsv").columns[2:]
+    assert all(test[name]["Description"] and test[name]["Units"] for name in columns)
+    assert test["effect"]["Units"].startswith("Fisher z")
+    assert test["p_fwe_lower"]["Description"] == "Lower exact binomial 95 % limit of p_fwe."
+    assert (test["Shuffling"], test["Exhaustive"], test["Convention"]) == ("sign-flips", True, "kconn")
 
 
 def test_export_study__tells_nothing_of_the_machine(exported):

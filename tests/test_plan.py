@@ -61,6 +61,10 @@ def without(*stages):
         ({"permutation": {"alternative": "less"}}, {"test": 1}),
         ({"contrasts": {"groups": {**GROUPS, "formula": "group + 1"}}}, {"test": 1}),
         ({"contrasts": {"groups": {**GROUPS, "alternative": "two-sided"}}}, {}),
+        ({"permutation": {"max_mem": 10**9}}, {}),
+        ({"permutation": {"threshold": 2.0, "statistic": "nbs"}}, {"test": 1}),
+        ({"contrasts": {"groups": {**GROUPS, "exchangeability_blocks": "sex", "exchange": "within"}}}, {"test": 1}),
+        ({"contrasts": {"groups": {**GROUPS, "fdr": "bky", "dtype": "float32"}}}, {"test": 1}),
     ],
 )
 def test_make_plan__a_parameter_changes_its_stage_and_what_follows(folder, changes, expected):

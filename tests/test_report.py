@@ -54,7 +54,7 @@ def make_contrast(cohort, people, hypothesis, *, name="drug", n_perm=200, altern
     result = permutation_test(
         test.data,
         test.design,
-        {"tested": test.weights},
+        test.contrasts,
         n_perm=n_perm,
         seed=1,
         alternative=alternative,
@@ -65,7 +65,7 @@ def make_contrast(cohort, people, hypothesis, *, name="drug", n_perm=200, altern
         name,
         node_set="seven",
         kind="corr",
-        result=result.isel(contrast=0).assign_attrs(left_out=left_out, question=test.question),
+        result=result.isel(contrast=0).assign_attrs(left_out=left_out, question=test.questions["tested"]),
         cohort=cohort,
         participants=people,
         hypothesis=hypothesis,

@@ -77,6 +77,29 @@ def test_read_study__names_the_nearest_key(tmp_path, text, key, near):
         ("[contrasts.c]\ntest = 'covariate'\neffect = 'age'\nlevels = [1, 2]", "contrasts.c", "two-sample"),
         ("[contrasts.c]\ntest = 'paired'\nchange = ['a', 'b']\nsessions = ['a']", "contrasts.c", "not both"),
         ("[contrasts.c]\ntest = 'paired'\nchange = ['a', 'a']", "contrasts.c", "the same twice"),
+        ("[contrasts.c]\ntest = 'f-test'", "contrasts.c", "term or terms"),
+        ("[contrasts.c]\ntest = 'interaction'\neffect = ['a']", "contrasts.c", "two columns"),
+        ("[contrasts.c]\ntest = 'interaction'\neffect = ['a', 'b']\nlevels = ['x', 'y']", "contrasts.c", "of pairs"),
+        ("[contrasts.c]\ntest = 'two-sample'\neffect = 'a'\nlevels = {a = ['x', 'y']}", "contrasts.c", "a pair"),
+        ("[contrasts.c]\ntest = 'two-sample'\neffect = 'a'\nlevels = ['x']", "contrasts.c", "not two"),
+        ("[contrasts.c]\ntest = 'repeated'\nsessions = ['a']", "contrasts.c", "[A, B, ...]"),
+        ("[contrasts.c]\ntest = 'design'", "contrasts.c", "either 'weights'"),
+        ("[contrasts.c]\ntest = 'paired'\nchange = ['a', 'b']\nrows = 'session'", "contrasts.c", "kind design"),
+        ("[contrasts.c]\ntest = 'design'\nweights = {a = 1}\njoint_fwe = true", "the file", "name them in 'weights'"),
+        ("[contrasts.c]\ntest = 'design'\nfiles = {design = 'x', contrasts = 'y'}", "contrasts.c", "needs 'ids'"),
+        ("[contrasts.c]\ntest = 'design'\nfiles = {ids = 'x', design = 'y'}", "contrasts.c", "and 'contrasts'"),
+        (
+            "[contrasts.c]\ntest = 'design'\nformula = 'a'\nfiles = {ids = 'i', design = 'x', contrasts = 'y'}",
+            "contrasts.c",
+            "no 'formula'",
+        ),
+        (
+            "[contrasts.c]\ntest = 'one-sample'\nexchangeability_blocks = 'a'\nfiles = {ids = 'i', blocks = 'x'}",
+            "contrasts.c",
+            "not both",
+        ),
+        ("[permutation]\nstatistic = 'edges'", "permutation.statistic", "'nbs'"),
+        ("[permutation]\nneighbours = 8", "permutation.neighbours", "18"),
         ("schema_version = 2\n", "the file", ""),
     ],
 )
@@ -129,3 +152,33 @@ def test_known_keys__are_those_of_the_model():
     assert "high_pass" in known_keys(("denoise",))
     assert "folder" not in known_keys(())
     assert known_keys(("nowhere",)) == []
+
+
+def test_permutation_of__keys_of_a_contrast_are_put_over_the_shared_ones(tmp_path):
+    study = read_study(
+        write(
+            tmp_path,
+            """
+[permutation]
+n_perm = 100
+statistic = "nbs"
+threshold = 3.1
+exchangeability_blocks = "site"
+[contrasts.shared]
+test = "one-sample"
+[contrasts.own]
+test = "one-sample"
+n_perm = 50
+statistic = "tfce"
+exchangeability_blocks = []
+[contrasts.repeated]
+test = "repeated"
+sessions = ["a", "b"]
+""",
+        )
+    )
+    shared, own, repeated = map(study.permutation_of, ("shared", "own", "repeated"))
+    assert (shared.n_perm, shared.threshold, shared.block_columns) == (100, 3.1, ["site"])
+    # What forms the clusters of another statistic does not pass over, nor do blocks of subjects to rows of sessions.
+    assert (own.n_perm, own.threshold, own.block_columns) == (50, None, [])
+    assert (repeated.statistic, repeated.threshold, repeated.block_columns) == ("nbs", 3.1, [])

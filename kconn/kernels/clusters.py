@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +110,19 @@ def volume_pairs(ijk: npt.NDArray[np.integer], connectivity: int) -> IntArray:
             here = np.flatnonzero(neighbour >= 0)
             pairs.append(np.column_stack([here, neighbour[here]]))
     return np.concatenate(pairs)
+
+
+def network_pairs(node_i: npt.NDArray[Any], node_j: npt.NDArray[Any]) -> IntArray:
+    """Return the pairs ``(n_pair, 2)`` of edges that share a node; ``node_i node_j (edge,)`` name their ends."""
+    _, ends = np.unique(np.concatenate([node_i, node_j]), return_inverse=True)
+    n_edge = len(node_i)
+    order = np.argsort(ends, kind="stable")
+    starts = np.flatnonzero(np.diff(ends[order], prepend=-1))
+    pairs = []
+    for meeting in np.split(order % n_edge, starts[1:]):
+        first, second = np.triu_indices(meeting.size, 1)
+        pairs.append(np.column_stack([meeting[first], meeting[second]]))
+    return np.concatenate(pairs).astype(np.int64)
 
 
 def find_clusters(active: IntArray, neighbours: Graph | Network, n_feature: int) -> IntArray:

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from kconn import schema
-from kconn.design import Hypothesis
+from kconn.design import Hypothesis, name_row
 from kconn.errors import SchemaError
 from kconn.kinds import KINDS, describe_unit
 
@@ -40,6 +40,8 @@ class TestedContrast:
         ``(visit, observation, edge)``, the two visits of a change, else None.
     groups
         Level of the tested factor of each observation; empty strings where there is no factor.
+    levels
+        The levels in their order, the reference first.
     covariate
         ``(observation,)``, the tested covariate, else None.
     left_out
@@ -59,14 +61,15 @@ class TestedContrast:
     unit: str
     visits: xr.DataArray | None = None
     groups: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
     covariate: npt.NDArray[np.float64] | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     planted: pd.DataFrame | None = None
 
     @property
     def alternative(self) -> str:
-        """``two-sided``, ``greater`` or ``less``."""
-        return str(self.fact("alternative", "two-sided"))
+        """``two-sided``, ``greater`` or ``less``; an F looks at all directions and at one side of its distribution."""
+        return str(self.fact("alternative", "two-sided")) if self.is_directed else "greater"
 
     @property
     def n_perm(self) -> int:
@@ -79,11 +82,14 @@ class TestedContrast:
         return int(np.isfinite(self.result["p_fwe"].to_numpy()).sum())
 
     @property
-    def levels(self) -> tuple[str, ...]:
-        """Levels of the tested factor, the reference first."""
-        if self.hypothesis.levels is not None:
-            return tuple(map(str, self.hypothesis.levels))
-        return tuple(sorted(set(self.groups)))
+    def stat_kind(self) -> str:
+        """``t`` or ``v``, which have a direction; ``F`` or ``G``, which have none."""
+        return str(self.fact("stat_kind", "t"))
+
+    @property
+    def is_directed(self) -> bool:
+        """Whether an effect can be upwards or downwards."""
+        return self.stat_kind not in {"F", "G"}
 
     def fact(self, name: str, default: Any) -> Any:
         """Return what the result says of itself, as an attribute or as a scalar coordinate."""
@@ -217,23 +223,19 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
     """
     schema.validate(result, "effect", "stat", "p_unc", "p_fwe", "p_fdr", "max_stat")
     schema.validate(cohort, "netmat")
-    subjects = [str(label) for label in result["observation"].to_numpy()]
+    ids = [str(label) for label in result["observation"].to_numpy()]
     visits = None
-    if hypothesis.change is not None:
-        before, after = (_rows(cohort, subjects, (session,)) for session in hypothesis.change)
-        visits = xr.concat([before, after], dim="visit").assign_coords(visit=list(hypothesis.change))
-        values = after - before
+    if hypothesis.per_session:
+        values, people = _sessions(cohort, ids), _people_of_sessions(cohort, participants, ids)
     else:
-        values = _rows(cohort, subjects, hypothesis.sessions)
-
-    groups: tuple[str, ...] = ("",) * len(subjects)
-    covariate = None
-    if hypothesis.effect is not None and hypothesis.effect in participants:
-        column = participants.loc[subjects, hypothesis.effect]
-        if hypothesis.test == "two-sample":
-            groups = _name_levels(column, hypothesis.levels)
+        people = participants.loc[ids]
+        if hypothesis.change is not None:
+            before, after = (_rows(cohort, ids, (session,)) for session in hypothesis.change)
+            visits = xr.concat([before, after], dim="visit").assign_coords(visit=list(hypothesis.change))
+            values = after - before
         else:
-            covariate = column.to_numpy(dtype=np.float64)
+            values = _rows(cohort, ids, hypothesis.sessions)
+    groups, levels, covariate = _describe_effect(people, hypothesis)
     left_out = dict(str(line).split(": ", 1) for line in result.attrs.get("left_out", []) if ": " in str(line))
     return TestedContrast(
         name=name,
@@ -245,6 +247,7 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
         unit=describe_unit(cohort["netmat"].attrs),
         visits=visits,
         groups=groups,
+        levels=levels,
         covariate=covariate,
         left_out=left_out,
         planted=planted,
@@ -322,10 +325,52 @@ def _planted_sign(contrast: TestedContrast) -> npt.NDArray[np.int64]:
     return np.array([known.get(frozenset((str(i), str(j))), 0) for i, j in pairs], dtype=np.int64)
 
 
-def _name_levels(column: pd.Series[Any], levels: tuple[Any, Any] | None) -> tuple[str, ...]:
-    """Return the level of each observation in the words of the study file, where 1 may stand for a 1.0 of the table."""
-    names = {level: str(level) for level in levels or ()}
-    return tuple(names.get(value, str(value)) for value in column)
+def _describe_effect(
+    people: pd.DataFrame, hypothesis: Hypothesis
+) -> tuple[tuple[str, ...], tuple[str, ...], npt.NDArray[np.float64] | None]:
+    """Return the level of each row, the levels, and the tested covariate, as far as the test has them."""
+    none = ("",) * len(people)
+    if hypothesis.test == "repeated":
+        return tuple(people["session"].astype(str)), hypothesis.sessions or (), None
+    if len(hypothesis.effects) != 1 or hypothesis.effects[0] not in people or hypothesis.test == "interaction":
+        return none, (), None
+    column = people[hypothesis.effects[0]]
+    is_number = pd.api.types.is_numeric_dtype(column)
+    if hypothesis.test == "covariate" or (hypothesis.test == "f-test" and is_number):
+        return none, (), column.to_numpy(dtype=np.float64)
+    # In the words of the study file, where 1 may stand for a 1.0 of the table.
+    pair = None if isinstance(hypothesis.levels, Mapping) else hypothesis.levels
+    names = {level: str(level) for level in pair or ()}
+    groups = tuple(names.get(value, str(value)) for value in column)
+    return groups, tuple(names.values()) or tuple(sorted(set(groups))), None
+
+
+def _people_of_sessions(cohort: xr.Dataset, participants: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of the participants table behind rows that are sessions."""
+    places = _places(cohort)
+    pairs = [places[row] for row in ids]
+    rows = participants.loc[[subject for subject, _, _ in pairs]].set_axis(list(ids))
+    return rows.assign(session=[session for _, session, _ in pairs])
+
+
+def _sessions(cohort: xr.Dataset, ids: Sequence[str]) -> xr.DataArray:
+    """Return ``(observation, edge)`` of rows that are sessions."""
+    places = _places(cohort)
+    for row in ids:
+        if row not in places:
+            raise SchemaError(
+                "E-SCHEMA",
+                f"observation {row!r} is in the result but has no row in the cohort",
+                rule="result and cohort belong together",
+            )
+    netmat = cohort["netmat"].transpose("observation", "edge").to_numpy()
+    return _label_rows(netmat[[places[row][2] for row in ids]], ids, cohort)
+
+
+def _places(cohort: xr.Dataset) -> dict[str, tuple[str, str, int]]:
+    """Return id -> subject, session and position."""
+    labels = zip(cohort["subject"].to_numpy().astype(str), cohort["session"].to_numpy().astype(str), strict=True)
+    return {name_row(subject, session): (subject, session, i) for i, (subject, session) in enumerate(labels)}
 
 
 def _rows(cohort: xr.Dataset, subjects: Sequence[str], sessions: Sequence[str] | None) -> xr.DataArray:
@@ -344,5 +389,9 @@ def _rows(cohort: xr.Dataset, subjects: Sequence[str], sessions: Sequence[str] |
                 rule="result and cohort belong together",
             )
         rows.append(netmat[here].mean(axis=0))
+    return _label_rows(np.array(rows), subjects, cohort)
+
+
+def _label_rows(values: npt.NDArray[np.floating], ids: Sequence[str], cohort: xr.Dataset) -> xr.DataArray:
     coords = {name: ("edge", cohort[name].to_numpy()) for name in ("node_i", "node_j")}
-    return xr.DataArray(np.array(rows), dims=("observation", "edge"), coords={"observation": list(subjects), **coords})
+    return xr.DataArray(values, dims=("observation", "edge"), coords={"observation": list(ids), **coords})

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
+from kconn.contrasts import split_contrasts
 from kconn.design import Hypothesis
 from kconn.io import cubes
 from kconn.plan import Step
@@ -49,7 +50,7 @@ def gather_report(bench: Workbench) -> ReportData:
     study = bench.study
     quality = _open(bench, next(step for step in bench.plan.steps if step.stage == "quality"))
     cohorts = {_node_set_and_kind(step): _open(bench, step) for step in bench.plan.steps if step.stage == "cohort"}
-    effects = {contrast.effect for contrast in study.contrasts.values() if contrast.test == "two-sample"}
+    effects = {str(contrast.effect) for contrast in study.contrasts.values() if contrast.test == "two-sample"}
     return ReportData(
         study=study.study.name,
         date=datetime.now(tz=UTC).strftime("%-d %B %Y"),
@@ -73,16 +74,17 @@ def _contrasts(bench: Workbench, cohorts: dict[tuple[str, str], xr.Dataset]) -> 
             continue
         _, node_set, kind, name = step.address.path.split("/")
         hypothesis = Hypothesis.of(step.params["hypothesis"])
-        yield describe_contrast(
-            name,
-            node_set=node_set,
-            kind=kind,
-            result=_open(bench, step),
-            cohort=cohorts[node_set, kind],
-            participants=bench.survey.participants,
-            hypothesis=hypothesis,
-            planted=None if truth is None else _planted(truth, hypothesis),
-        )
+        for title, result in split_contrasts(_open(bench, step), name).items():
+            yield describe_contrast(
+                title,
+                node_set=node_set,
+                kind=kind,
+                result=result,
+                cohort=cohorts[node_set, kind],
+                participants=bench.survey.participants,
+                hypothesis=hypothesis,
+                planted=None if truth is None else _planted(truth, hypothesis),
+            )
 
 
 def _read_truth(bench: Workbench) -> pd.DataFrame | None:
@@ -92,7 +94,7 @@ def _read_truth(bench: Workbench) -> pd.DataFrame | None:
 
 def _planted(truth: pd.DataFrame, hypothesis: Hypothesis) -> pd.DataFrame:
     """Return the planted edges that a test can see: those of a change to their session, in or against their group."""
-    if hypothesis.change is None:
+    if hypothesis.change is None or hypothesis.test not in {"two-sample", "paired", "one-sample"}:
         return truth.iloc[:0]
     wanted = (hypothesis.where or {}).get("group", [])
     seen = truth["session"] == hypothesis.change[1]

@@ -10,9 +10,8 @@ import xarray as xr
 
 from kconn import schema
 from kconn.cohort import assemble, average_runs, project_tangent, scale_to_unrelated
-from kconn.design import Hypothesis, build_test
+from kconn.contrasts import arrange_test, describe_exchange, run_test
 from kconn.errors import InputError
-from kconn.inference import permutation_test
 from kconn.io import tables
 from kconn.stages.binding import Job, exclusion
 from kconn.stages.quality import find_short_sessions, quality_rows, run_of, split_path, summarise_sessions
@@ -20,6 +19,8 @@ from kconn.stages.running import bind_checkpoint
 
 #: Why a subject is in no test of a cohort that it could have been in.
 NOTHING_LEFT: Final = "every run or session was left out"
+#: Files of a test that are tables about people; the others are those of its ``files``.
+_PEOPLE: Final = frozenset({"participants", "sessions"})
 
 
 def assemble_cohort(job: Job) -> None:
@@ -63,7 +64,7 @@ def assemble_cohort(job: Job) -> None:
 
 
 def test_contrast(job: Job) -> None:
-    """Test one contrast over the edges of the cohort."""
+    """Test one contrast, or several under one design, over the edges of the cohort."""
     cohort = job.open(job.step.upstream[0].address)
     job.publish(run_contrast(job, cohort["netmat"], without_runs=cohort.attrs["without_runs"]))
 
@@ -88,29 +89,26 @@ def run_contrast(job: Job, data: xr.DataArray, *, without_runs: Sequence[str]) -
         id_column=params["participants_id"],
         id_format=params["participants_id_format"],
     )
-    hypothesis = Hypothesis.of(params["hypothesis"])
-    test = build_test(data, participants, sessions, hypothesis)
-    result = permutation_test(
-        test.data,
-        test.design,
-        {"tested": test.weights},
-        n_perm=params["n_perm"],
-        seed=params["seed"],
-        alternative=params["alternative"],
-        sign_flip=test.sign_flip,
-        checkpoint=bind_checkpoint(job.root, job.step),
-    )
+    files = {role: job.folder / path for role, path in job.step.files.items() if role not in _PEOPLE}
+    permutation = {**params["permutation"], "max_mem": job.step.max_mem}
+    arrangement = arrange_test(data, participants, sessions, {**params, "permutation": permutation}, files)
+    test = arrangement.test
+    result = run_test(arrangement, checkpoint=bind_checkpoint(job.root, job.step))
     left_out = dict.fromkeys(without_runs, NOTHING_LEFT) | test.left_out
-    result = (
-        result.isel(contrast=0)
-        .assign_coords(contrast=job.step.address.path.split("/")[3])
-        .assign_attrs(
-            question=test.question,
-            test=hypothesis.test,
-            formula=hypothesis.formula,
-            regressors=list(test.design.columns),
-            n_observation=len(test.design),
-            left_out=[f"{subject}: {reason}" for subject, reason in sorted(left_out.items())],
-        )
+    questions = list(test.questions.values())
+    if not test.is_set:
+        result = result.isel(contrast=0).assign_coords(contrast=job.step.address.path.split("/")[3])
+        result = result.assign_attrs(question=questions[0])
+    result = result.assign_attrs(
+        questions=questions,
+        test=params["hypothesis"]["test"],
+        formula=params["hypothesis"]["formula"],
+        regressors=list(test.design.columns),
+        weights=[np.atleast_2d(found).tolist() for found in test.contrasts.values()],
+        exchange=describe_exchange(arrangement),
+        n_variance_group=0 if arrangement.variance_groups is None else arrangement.variance_groups.nunique(),
+        n_observation=len(test.design),
+        left_out=[f"{row}: {reason}" for row, reason in sorted(left_out.items())],
     )
-    return result.assign(design=(("observation", "regressor"), test.design.to_numpy()))
+    design = test.design.loc[result["observation"].to_numpy()]
+    return result.assign(design=(("observation", "regressor"), design.to_numpy()))
