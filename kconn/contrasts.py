@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,6 @@ from kconn.kernels.clusters import Tfce, network_pairs
 _OF_NEIGHBOURS: Final = frozenset({"cluster-extent", "cluster-mass", "tfce"})
 #: Bytes per pair of neighbours while a graph is built, measured on 14,706 edges.
 _PAIR_BYTES: Final = 64
-#: Data of a rehearsal: three edges of three nodes, so that every statistic has neighbours.
-_REHEARSED: Final = {"node_i": ["a", "a", "b"], "node_j": ["b", "c", "c"]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +57,12 @@ class Arrangement:
         """Relabellings: those of the table where one is supplied."""
         table = self.signs if self.permutations is None else self.permutations
         return int(self.options["n_perm"]) if table is None else len(table)
+
+    @property
+    def sign_flip(self) -> bool | Literal["both"]:
+        """Whether signs are flipped: as asked, else where a mean is tested."""
+        asked: bool | Literal["both"] | None = self.options["sign_flip"]
+        return self.test.sign_flip if asked is None else asked
 
 
 def arrange_test(
@@ -125,15 +129,15 @@ def run_test(arrangement: Arrangement) -> xr.Dataset:
         seed=options["seed"],
         alternative=options["alternative"],
         exchangeability_blocks=arrangement.blocks,
-        sign_flip=test.sign_flip if options["sign_flip"] is None else options["sign_flip"],
+        sign_flip=arrangement.sign_flip,
         variance_groups=arrangement.variance_groups,
         regression=options["regression"],
         permutations=arrangement.permutations,
         signs=arrangement.signs,
         statistic=statistic,
-        neighbours=_find_neighbours(test.data, options),
+        neighbours=find_neighbours(test.data, options),
         threshold=options["threshold"],
-        tfce=_read_tfce(options),
+        tfce=read_tfce(options),
         convention=options["convention"],
         joint_fwe=options["joint_fwe"],
         fdr=options["fdr"],
@@ -141,20 +145,6 @@ def run_test(arrangement: Arrangement) -> xr.Dataset:
         dtype=options["dtype"],
         max_mem=options["max_mem"],
     )
-
-
-def rehearse_test(arrangement: Arrangement, *, n_perm: int = 2) -> xr.Dataset:
-    """Return the result of the same call on three features of noise: it meets every refusal, at next to no cost.
-
-    Blocks, variance groups, contrasts, tables and options are those of the test, and so are the relabellings if
-    ``n_perm`` is.
-    """
-    test = arrangement.test
-    noise = np.random.default_rng(0).normal(size=(len(test.design), 3))
-    coords = {"observation": test.data["observation"]} | {k: ("edge", v) for k, v in _REHEARSED.items()}
-    data = xr.DataArray(noise, dims=("observation", "edge"), coords=coords)
-    options = {**arrangement.options, "n_perm": n_perm}
-    return run_test(replace(arrangement, test=replace(test, data=data), options=options))
 
 
 def describe_exchange(arrangement: Arrangement) -> str:
@@ -267,10 +257,12 @@ def _place_tables(
     return permutations, None if found.signs is None else found.signs[:, back]
 
 
-def _find_neighbours(data: xr.DataArray, options: Mapping[str, Any]) -> int | npt.NDArray[np.int64] | None:
-    """Return the connectivity of voxels, or the pairs of edges that share a node."""
-    given: int | None = options["neighbours"]
-    if given is not None or options["statistic"] not in _OF_NEIGHBOURS or "node_i" not in data.coords:
+def find_neighbours(data: xr.DataArray, options: Mapping[str, Any]) -> int | npt.NDArray[np.int64] | None:
+    """Return the connectivity of voxels, or the pairs of edges that share a node, where the statistic looks at them."""
+    if options["statistic"] not in _OF_NEIGHBOURS:
+        return None
+    if "node_i" not in data.coords:
+        given: int | None = options["neighbours"]
         return given
     ends = [data[name].to_numpy().astype(str) for name in ("node_i", "node_j")]
     degree = np.unique(np.concatenate(ends), return_counts=True)[1].astype(np.int64)
@@ -285,7 +277,8 @@ def _find_neighbours(data: xr.DataArray, options: Mapping[str, Any]) -> int | np
     return network_pairs(*ends)
 
 
-def _read_tfce(options: Mapping[str, Any]) -> Tfce | None:
+def read_tfce(options: Mapping[str, Any]) -> Tfce | None:
+    """Return the parameters of enhancement, or None where none is set."""
     given = {key: options[f"tfce_{key}"] for key in ("height", "extent", "step")}
     named = {key: value for key, value in given.items() if value is not None}
     return Tfce(**named) if named else None

@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from kconn.confounds import MOTION, Header, build_columns, compute_term, select, select_terms
-from kconn.contrasts import Arrangement, arrange_test, rehearse_test
+from kconn.contrasts import Arrangement, arrange_test
 from kconn.design import NO_RUN
 from kconn.errors import InputError, KconnError, StudyFileError, first_of
 from kconn.grayordinates import has_grayordinates, read_grayordinates
@@ -27,6 +27,7 @@ from kconn.netmats import PARTIAL_KINDS, check_rank
 from kconn.nodesets import load_nodes
 from kconn.noise_regions import load_noise_regions
 from kconn.parcellation import Columns, NodeSet, find_dense_members, find_members
+from kconn.rehearsal import rehearse_test
 from kconn.sliding_windows import plan_windows
 from kconn.study import NodesTable, Study, unless_off
 

@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from kconn.contrasts import arrange_test, describe_exchange, rehearse_test, run_test, split_contrasts
+from kconn.contrasts import arrange_test, describe_exchange, run_test, split_contrasts
 from kconn.errors import KconnError
 from kconn.inference import permutation_test
 from kconn.io import designs
 from kconn.kernels.clusters import Tfce, network_pairs
+from kconn.rehearsal import rehearse_test
 from kconn.study import ContrastTable
 
 N = 12
@@ -130,6 +131,7 @@ def test_files__a_table_of_relabellings_gives_the_same_p_in_any_order_of_rows(tm
     for name in ("stat", "p_unc", "p_fwe", "max_stat"):
         xr.testing.assert_identical(again[name].drop_vars("shuffling"), drawn[name].drop_vars("shuffling"))
     assert again["shuffling"].item() == "user table"
+    assert rehearse_test(arrange(GROUPS, paths))[0].shuffling.n_perm == 60
     counted_from_0 = write_files(tmp_path / "0", [SUBJECTS[i] for i in order], permutations=shuffled.T)
     xr.testing.assert_identical(run_test(arrange(GROUPS, counted_from_0)), again)
 
@@ -213,8 +215,19 @@ def test_rehearse_test__meets_every_refusal_before_the_data(keys, code):
 
 def test_rehearse_test__draws_the_relabellings_of_the_test():
     arrangement = arrange({**GROUPS, "exchangeability_blocks": "site"})
-    rehearsed, tested = rehearse_test(arrangement, n_perm=60), run_test(arrangement)
-    xr.testing.assert_identical(rehearsed["permutation_table"], tested["permutation_table"])
+    (rehearsed,), tested = rehearse_test(arrangement, n_perm=60), run_test(arrangement)
+    np.testing.assert_array_equal(rehearsed.shuffling.permutations, tested["permutation_table"][0])
+
+
+@pytest.mark.parametrize("neighbours", [6, None])
+def test_rehearse_test__voxels_need_their_connectivity_named(neighbours):
+    arrangement = arrange({**GROUPS, "statistic": "cluster-extent", "threshold": 2.3, "neighbours": neighbours})
+    rehearse_test(arrangement)
+    if neighbours is None:
+        with pytest.raises(KconnError, match="without neighbours"):
+            rehearse_test(arrangement, feature="voxel")
+    else:
+        assert rehearse_test(arrangement, feature="voxel")
 
 
 def test_arrange_test__sessions_of_one_subject_need_blocks():
