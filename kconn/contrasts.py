@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from kconn.blocks import code_blocks, read_groups, refuse_dependent, sign_blocks
+from kconn.checkpoint import Checkpoint
 from kconn.design import Hypothesis, SuppliedDesign, TestInput, build_test, name_row
 from kconn.errors import DesignError, InputError, ResourceError
 from kconn.inference import permutation_test
@@ -117,7 +118,7 @@ def arrange_test(
     )
 
 
-def run_test(arrangement: Arrangement) -> xr.Dataset:
+def run_test(arrangement: Arrangement, *, checkpoint: Checkpoint | None = None) -> xr.Dataset:
     """Return the result of `kconn.permutation_test`: dims ``(contrast, feature...)``."""
     options, test = arrangement.options, arrangement.test
     statistic = options["statistic"]
@@ -142,8 +143,10 @@ def run_test(arrangement: Arrangement) -> xr.Dataset:
         joint_fwe=options["joint_fwe"],
         fdr=options["fdr"],
         tail=options["tail"],
+        missing=options["missing"],
         dtype=options["dtype"],
         max_mem=options["max_mem"],
+        checkpoint=checkpoint,
     )
 
 

@@ -12,10 +12,11 @@ from kconn.arguments import refuse_unused
 from kconn.contrasts import Arrangement, find_neighbours, read_tfce
 from kconn.kernels import glm
 from kconn.linear_model import Model, read_design, read_groups
+from kconn.missing import check_refit
 from kconn.neighbourhood import Meaning, read_enhancement
 from kconn.observations import join_permutations, join_shufflings, read_observations
 from kconn.permuting import Test
-from kconn.relabelling import Exchange, plan_tests, read_blocks
+from kconn.relabelling import Exchange, plan_tests, read_blocks, read_contrasts
 
 Feature = Literal["edge", "voxel"]
 #: Three features of each kind that are neighbours of each other.
@@ -74,15 +75,18 @@ def rehearse_test(arrangement: Arrangement, *, n_perm: int = 2, feature: Feature
         convention=options["convention"],
         has_feature_covariates=False,
     )
-    tests = plan_tests(test.contrasts, model, exchange, joint=options["joint_fwe"])
+    plan = plan_tests(read_contrasts(test.contrasts, columns, joint=options["joint_fwe"]), model, exchange)
     statistic, threshold, tfce = options["statistic"], options["threshold"], read_tfce(options)
     if statistic in {"edge", "voxel"}:
         refuse_unused(statistic, threshold=threshold, tfce=tfce)
-        return tests
+        if options["missing"] == "refit":
+            check_refit(plan)
+        return plan.tests
+    refuse_unused(statistic, missing=None if options["missing"] == "exclude" else options["missing"])
     meaning = Meaning(
         convention=options["convention"],
         two_sided=options["alternative"] == "two-sided",
         grouped=arrangement.variance_groups is not None,
     )
     read_enhancement(statistic, find_neighbours(data, options), threshold, tfce, data, meaning)
-    return tests
+    return plan.tests

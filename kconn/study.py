@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kconn.confounds import PRESETS, STRATEGIES, Region, Removal, Spikes, Strategy, find_strategy
 from kconn.chunks import GIB
+from kconn.confounds import PRESETS, STRATEGIES, Region, Removal, Spikes, Strategy, find_strategy
 from kconn.errors import StudyFileError, first_of
 from kconn.io.regressors import Hrf, TableForm
 from kconn.kinds import KINDS
@@ -429,6 +429,10 @@ class PermutationTable(_Table):
     joint_fwe: Annotated[bool, Field(description="correct over all contrasts of one design as well")] = False
     fdr: Annotated[Literal["bh", "bky"], Field(description="Benjamini-Hochberg, or the two-stage procedure")] = "bh"
     tail: Annotated[Literal["counts", "gpd"], Field(description="gpd: small p from a fitted Pareto tail")] = "counts"
+    missing: Annotated[
+        Literal["exclude", "refit"],
+        Field(description="a feature without data in some observation: leave it out, or test it in the others"),
+    ] = "exclude"
     dtype: Annotated[Literal["float64", "float32"], Field(description="precision of permuted statistics")] = "float64"
     max_mem: Annotated[
         int, Field(ge=1, description="bytes that the tasks of one process may hold; changes no result")
@@ -616,6 +620,8 @@ class Study(_Table):
         stated |= {"mixing": self.components.mixing, "noise": self.components.noise}
         stated |= {"white_matter": self.compcor.white_matter, "csf": self.compcor.csf}
         return {role: pattern for role, pattern in stated.items() if pattern is not None}
+
+    @model_validator(mode="after")
     def _several_contrasts_are_joined(self) -> Self:
         for name, contrast in self.contrasts.items():
             several = contrast.files.get("contrasts") or (

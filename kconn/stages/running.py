@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,18 +60,21 @@ def bind_checkpoint(root: Path, step: Step) -> Checkpoint:
 def find_running(root: Path, steps: Iterable[Step]) -> Iterator[Running]:
     """Yield the tests among unpublished steps that have finished a range of relabellings."""
     for step in steps:
-        running = _read_running(root, step)
-        if running is not None:
-            yield running
+        folder = checkpoints.step_folder(root, step.address, step.key)
+        names = {name: at for name, at in checkpoints.list_names(folder).items() if name.endswith(SEEN)}
+        # Several contrasts of one design are ranges of several tests: a name starts with the digest of its own.
+        for digest in dict.fromkeys(name.partition("-")[0] for name in names):
+            own = {name: at for name, at in names.items() if name.startswith(digest)}
+            running = _read_running(folder, own, step)
+            if running is not None:
+                yield running
 
 
-def _read_running(root: Path, step: Step) -> Running | None:
-    folder = checkpoints.step_folder(root, step.address, step.key)
-    names = {name: at for name, at in checkpoints.list_names(folder).items() if name.endswith(SEEN)}
+def _read_running(folder: Path, names: Mapping[str, float], step: Step) -> Running | None:
     kept = [arrays for arrays in (checkpoints.load_arrays(folder, name) for name in names) if arrays is not None]
     if not kept:
         return None
-    i_tail = TAILS.index(step.params["alternative"])
+    i_tail = TAILS.index(step.params["permutation"]["alternative"])
     max_stat = np.concatenate([kept[0]["identity"][[i_tail]], *(arrays["max_stat"][i_tail] for arrays in kept)])
     return Running(
         where=step.where,
