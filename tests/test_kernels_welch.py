@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.oneway import anova_oneway
+from statsmodels.stats.weightstats import ttest_ind
 
 from kconn.errors import DesignError
 from kconn.inference import permutation_test
@@ -28,6 +30,10 @@ def test_plan_welch__equals_welch_without_nuisance(values):
     np.testing.assert_allclose(seen.stat, expected.statistic, rtol=1e-9)
     np.testing.assert_allclose(seen.dof, expected.df, rtol=1e-9)
     np.testing.assert_allclose(2 * stats.norm.sf(np.abs(seen.zstat)), expected.pvalue, rtol=1e-8)
+    statistic, pvalue, dof = ttest_ind(values[GROUPS == 1], values[GROUPS == 0], usevar="unequal")
+    np.testing.assert_allclose(seen.stat, statistic, rtol=1e-9)
+    np.testing.assert_allclose(seen.dof, dof, rtol=1e-9)
+    np.testing.assert_allclose(2 * stats.norm.sf(np.abs(seen.zstat)), pvalue, rtol=1e-8)
 
 
 def test_plan_welch__g_equals_welch_anova(values):
@@ -36,14 +42,10 @@ def test_plan_welch__g_equals_welch_anova(values):
     contrast = np.array([[1.0, -1, 0], [0, 1, -1]])
     seen = welch.plan_welch(glm.split_design(design, contrast), three).observe(values)
     for j in range(values.shape[1]):
-        samples = [values[three == g, j] for g in range(3)]
-        weight = np.array([len(x) / x.var(ddof=1) for x in samples])
-        mean = np.array([x.mean() for x in samples])
-        grand = (weight * mean).sum() / weight.sum()
-        spread = sum((1 - w / weight.sum()) ** 2 / (len(x) - 1) for w, x in zip(weight, samples, strict=True))
-        f = (weight * (mean - grand) ** 2).sum() / 2 / (1 + 2 * (3 - 2) / (3**2 - 1) * spread)
-        np.testing.assert_allclose(seen.stat[j], f, rtol=1e-9)
-        np.testing.assert_allclose(seen.dof[j], (3**2 - 1) / (3 * spread), rtol=1e-9)
+        peer = anova_oneway(values[:, j], groups=three, use_var="unequal", welch_correction=True)
+        np.testing.assert_allclose(seen.stat[j], peer.statistic, rtol=1e-9)
+        np.testing.assert_allclose(seen.dof[j], peer.df_denom, rtol=1e-9)
+        np.testing.assert_allclose(stats.norm.sf(seen.zstat[j]), peer.pvalue, rtol=1e-8)
 
 
 def by_definition(design, contrast, y):

@@ -196,8 +196,14 @@ def enhance(values: FloatArray, graph: Graph, options: Tfce, heights: Heights) -
     order = positive[np.argsort(-values[positive])]
     rank = np.full(values.size, order.size, dtype=np.int32)
     rank[order] = np.arange(order.size, dtype=np.int32)
-    parent, extent = _grow(order, rank, graph.measure(order), graph.indptr, graph.indices)
-    out[order] = _add_up(parent, extent**options.extent, heights.integrate(values[order], options.height))
+    # Counts stay integers: half the memory, and their powers are looked up.
+    sizes = np.ones(order.size, dtype=np.int32) if graph.sizes is None else graph.sizes[order]
+    parent, extent = _grow(order, rank, sizes, graph.indptr, graph.indices)
+    if graph.sizes is None:
+        power = (np.arange(order.size + 1, dtype=np.float64) ** options.extent)[extent]
+    else:
+        power = extent**options.extent
+    out[order] = _add_up(parent, power, heights.integrate(values[order], options.height))
     return out
 
 
@@ -258,7 +264,7 @@ def _grow(order, rank, size, indptr, indices):  # type: ignore[no-untyped-def]  
     total = size.copy()
     node = np.empty(n_active, dtype=np.int32)
     parent = np.full(n_active, -1, dtype=np.int32)
-    extent = np.empty(n_active)
+    extent = np.empty(n_active, dtype=size.dtype)
     for n in range(n_active):
         joined[n] = n
         root = n
