@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final, Literal, Protocol
+from threading import local
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -450,9 +451,31 @@ class PooledVariance:
         return u_of_statistic(stat, rank=self.partition.rank, dof=self.partition.dof)
 
 
+class _Scratch(local):
+    """One buffer per thread for products, kept between calls.
+
+    A product is larger than what malloc keeps for reuse where MALLOC_TRIM_THRESHOLD_ is set, as `distributed` does for
+    its workers: fresh pages for each one took as long as the product itself.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    def array(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+        """Return an array of whatever content that is valid until the next call."""
+        n_bytes = shape[0] * shape[1] * dtype.itemsize
+        if self._bytes.size < n_bytes:
+            self._bytes = np.empty(n_bytes, dtype=np.uint8)
+        return np.asarray(self._bytes[:n_bytes].view(dtype).reshape(shape))
+
+
+_SCRATCH: Final = _Scratch()
+
+
 def _product(rows: Array, e: Array) -> Array:
     n_row, n_perm, n_obs = rows.shape
-    return np.asarray((rows.reshape(n_row * n_perm, n_obs) @ e).reshape(n_row, n_perm, e.shape[1]))
+    out = _SCRATCH.array((n_row * n_perm, e.shape[1]), e.dtype)
+    return np.asarray(np.matmul(rows.reshape(n_row * n_perm, n_obs), e, out=out).reshape(n_row, n_perm, e.shape[1]))
 
 
 def plan_pooled(partition: Partition, shuffling: Shuffling, regression: Regression) -> PooledVariance:

@@ -529,7 +529,7 @@ def _check_signs(signs: npt.NDArray[np.generic], shape: tuple[int, ...]) -> None
 def exchanged_sets(permutations: IntArray) -> npt.NDArray[np.intp]:
     """Return one integer per observation: two that any row puts in each other's place get the same one."""
     n_perm, n_obs = permutations.shape
-    targets = np.broadcast_to(np.arange(n_obs), (n_perm, n_obs))
-    pairs = np.unique(targets.ravel() * n_obs + permutations.ravel())
-    graph = coo_array((np.ones(pairs.size, dtype=np.int8), (pairs // n_obs, pairs % n_obs)), shape=(n_obs, n_obs))
+    meet = np.zeros((n_obs, n_obs), dtype=np.bool_)
+    meet[np.broadcast_to(np.arange(n_obs), (n_perm, n_obs)), permutations] = True
+    graph = coo_array(meet)
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.intp)
