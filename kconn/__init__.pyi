@@ -1,3 +1,4 @@
+from .checkpoint import Checkpoint as Checkpoint
 from .cohort import (
     assemble as assemble,
     average_runs as average_runs,
@@ -16,6 +17,7 @@ from .families import average_families as average_families, average_networks as 
 from .inference import permutation_test as permutation_test
 from .io.cubes import open_study as open_study
 from .kernels.clusters import Neighbours as Neighbours, Tfce as Tfce
+from .kernels.sequential import Sequential as Sequential
 from .kernels.surfaces import vertex_areas as vertex_areas
 from .netmats import (
     ar1_z as ar1_z,

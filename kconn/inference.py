@@ -35,6 +35,7 @@ from kconn.features import join_covariates, read_features
 from kconn.kernels import glm, multiple_testing, tallies
 from kconn.kernels.clusters import Neighbours, Tfce
 from kconn.kernels.glm import Regression
+from kconn.kernels.sequential import Sequential
 from kconn.kernels.tallies import TAILS
 from kconn.labelling import label_results
 from kconn.linear_model import Model, read_design, read_groups
@@ -43,6 +44,7 @@ from kconn.neighbourhood import Meaning, read_enhancement
 from kconn.observations import join_permutations, join_shufflings, read_observations
 from kconn.permuting import Work, run_map_tests
 from kconn.relabelling import Exchange, plan_tests, read_blocks, read_contrasts
+from kconn.sequential import check_stopping, estimate_sequentially
 
 #: Option -> what it may be.
 _WORDS: Final[dict[str, Sequence[object]]] = {
@@ -85,6 +87,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     dtype: Literal["float64", "float32"] = "float64",
     max_mem: int = 2 * GIB,
     checkpoint: Checkpoint | None = None,
+    stopping: Sequential | None = None,
 ) -> xr.Dataset:
     """Test contrasts of a linear model by permutation, with family-wise error control over features.
 
@@ -161,6 +164,11 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         Bytes that the tasks of one process may hold together.
     checkpoint
         Where finished ranges of relabellings are kept: a call with the same arguments computes only what is not there.
+    stopping
+        ``Sequential(n_exceed=10)``: a feature stops at its tenth relabelling that is at least as extreme as what was
+        observed, at relabelling l after the identity, with p = 10 / l; relabellings of features that have stopped are
+        not computed. Gives ``p_unc`` of ``alternative``, ``p_fdr`` and ``n_used``; ``p_fwe`` and ``max_stat`` need
+        all features of every relabelling and are NaN. Nothing is kept in ``checkpoint``.
 
     Returns
     -------
@@ -170,7 +178,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         exact binomial 95 % limits of the p that all relabellings would give, equal to p where the test is exhaustive;
         ``max_stat (permutation, contrast)``, in the direction of ``alternative``; ``permutation_table sign_table
         (contrast, permutation, observation)``; with ``joint_fwe``, ``p_fwe_joint p_fdr_joint``; with
-        ``missing="refit"``, ``n_observed (feature...)``. Coordinates along
+        ``missing="refit"``, ``n_observed (feature...)``; with ``stopping``, ``n_used (contrast, feature...)``, the
+        relabellings compared, identity included. Coordinates along
         ``contrast``: ``stat_kind shuffling n_permutations n_distinct exhaustive table_sha256``.
 
         p = (number of relabellings whose statistic is at least as extreme, identity and ties included) / n_perm.
@@ -188,7 +197,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     References
     ----------
     Winkler et al. 2014, doi:10.1016/j.neuroimage.2014.01.060; Freedman and Lane 1983,
-    doi:10.1080/07350015.1983.10509354; Nichols and Holmes 2002, doi:10.1002/hbm.1058
+    doi:10.1080/07350015.1983.10509354; Nichols and Holmes 2002, doi:10.1002/hbm.1058; Besag and Clifford 1991,
+    doi:10.1093/biomet/78.2.301
     """
     _check_words(
         alternative=alternative,
@@ -242,11 +252,14 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     work = Work(dtype=dtype, max_mem=max_mem, on_z=on_z, checkpoint=checkpoint)
     per_feature: dict[str, npt.NDArray[Any]] = {}
     if enhancement is not None:
-        refuse_unused(statistic, missing=None if missing == "exclude" else missing)
+        refuse_unused(statistic, missing=None if missing == "exclude" else missing, stopping=stopping)
         maps = run_map_tests(features.matrix, order, plan.tests, enhancement, work)
         outcomes = [
             compare_maps(test, one, enhancement, correction) for test, one in zip(plan.tests, maps, strict=True)
         ]
+    elif stopping is not None:
+        check_stopping(stopping, joint_fwe=joint_fwe, gpd=tail == "gpd", refit=missing == "refit")
+        outcomes = estimate_sequentially(features.matrix, order, plan.tests, work, correction, stopping)
     elif missing == "refit":
         check_refit(plan)
         patterns = find_patterns(features.matrix, order)
@@ -267,6 +280,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         statistic=statistic,
         missing=missing,
         **({} if threshold is None else {"threshold": threshold}),
+        **({} if stopping is None else {"n_exceed": stopping.n_exceed}),
         ci_level=CI_LEVEL,
         dtype=dtype,
         n_perm=exchange.n_perm,

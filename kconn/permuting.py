@@ -1,26 +1,22 @@
-"""Tests cut into tasks, run on the Dask scheduler that is current, and joined: the same bits for any cut."""
+"""Tests cut into tasks and joined: the same bits for any cut."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, zip_longest
 from typing import Any
 
-import dask.config
 import numpy as np
 import numpy.typing as npt
-from dask.base import compute, persist
 from dask.delayed import delayed
-from dask.system import CPU_COUNT
 
 from kconn.checkpoint import Checkpoint, Ranges, fingerprint
 from kconn.kernels import glm, spatial, tallies, tasks
 from kconn.kernels.blas import single_thread
 from kconn.kernels.permutation import Relabelling, Shuffling
 from kconn.kernels.tallies import TAILS, Tally, join_features, join_ranges
+from kconn.scheduling import Source, compute_all, count_threads
 
 Values = npt.NDArray[np.float64]
 Transform = Callable[[Values], Values]
@@ -97,9 +93,9 @@ def run_tests(matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], w
     """
     threads = count_threads()
     budget = work.max_mem // threads.per_process
-    problems = [_measure(matrix, test, work) for test in tests]
-    source = _Source.of(matrix, order, tasks.plan_features(problems[0], max_mem=budget), threads)
-    fits = _observe_all(source, tests)
+    problems = [measure(matrix, test, work) for test in tests]
+    source = Source.of(matrix, order, tasks.plan_features(problems[0], max_mem=budget), threads)
+    fits = observe_all(source, tests)
     cuts = []
     for test, problem, fit in zip(tests, problems, fits, strict=True):
         shown = _Shown(
@@ -125,17 +121,17 @@ def run_map_tests(
     """Run tests of a statistic of whole maps; parameters as in `run_tests`."""
     threads = count_threads()
     budget = work.max_mem // threads.per_process
-    problems = [_measure(matrix, test, work, extra=spatial.COST[enhancement.kind]) for test in tests]
+    problems = [measure(matrix, test, work, extra=spatial.COST[enhancement.kind]) for test in tests]
     for problem in problems:
         tasks.check_memory(problem, max_mem=budget)
-    source = _Source.of(matrix, order, [(0, matrix.shape[1])], threads)
-    fits = _observe_all(source, tests)
+    source = Source.of(matrix, order, [(0, matrix.shape[1])], threads)
+    fits = observe_all(source, tests)
     shared = delayed(enhancement)
     graph = [
         delayed(spatial.observe_maps, pure=False)(fit.compared, test.engine, shared)
         for test, fit in zip(tests, fits, strict=True)
     ]
-    maps: list[spatial.ObservedMaps] = _compute(graph, threads)
+    maps: list[spatial.ObservedMaps] = compute_all(graph)
     cuts = [
         _Cut(
             test=test,
@@ -151,44 +147,6 @@ def run_map_tests(
         FoundMaps(observed=fit, enhanced=one.enhanced, tally=tally)
         for fit, one, tally in zip(fits, maps, found, strict=True)
     ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """The data in feature ranges, read in waves that keep no more of them in memory than there are threads.
-
-    ``held`` are the blocks if there is one wave: they are read once.
-    """
-
-    matrix: Any
-    order: npt.NDArray[np.intp]
-    widths: list[tasks.Range]
-    threads: Threads
-    held: list[list[Any]] | None
-
-    @classmethod
-    def of(cls, matrix: Any, order: npt.NDArray[np.intp], widths: list[tasks.Range], threads: Threads) -> _Source:
-        held = None
-        if len(widths) <= threads.total:
-            blocks = [_read(matrix[:, start:stop], order, threads, n_part=len(widths)) for start, stop in widths]
-            with _large_graphs(threads):
-                held = list(persist(*blocks))
-        return cls(matrix=matrix, order=order, widths=widths, threads=threads, held=held)
-
-    def waves(self) -> Iterator[tuple[range, list[list[Any]]]]:
-        """Yield positions of feature ranges and, for each, the tasks that read it, one per copy."""
-        if self.held is not None:
-            yield range(len(self.widths)), self.held
-            return
-        for first in range(0, len(self.widths), self.threads.total):
-            here = range(first, min(first + self.threads.total, len(self.widths)))
-            yield (
-                here,
-                [
-                    _read(self.matrix[:, slice(*self.widths[i])], self.order, self.threads, n_part=len(here))
-                    for i in here
-                ],
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,16 +188,17 @@ def _find_ranges(
     )
 
 
-def _observe_all(source: _Source, tests: Sequence[Test]) -> list[glm.Observed]:
+def observe_all(source: Source, tests: Sequence[Test]) -> list[glm.Observed]:
+    """Return the fit of each test as observed."""
     parts: list[list[glm.Observed]] = [[] for _ in tests]
     for _, blocks in source.waves():
         graph = [[delayed(_observe, pure=False)(copies[0], test.engine) for copies in blocks] for test in tests]
-        for known, found in zip(parts, _compute(graph, source.threads), strict=True):
+        for known, found in zip(parts, compute_all(graph), strict=True):
             known.extend(found)
     return [glm.join_observed(known) for known in parts]
 
 
-def _tally_all(source: _Source, cuts: list[_Cut], work: Work) -> list[Tally]:
+def _tally_all(source: Source, cuts: list[_Cut], work: Work) -> list[Tally]:
     """Return what all relabellings found, taking finished ranges from the checkpoint."""
     pieces: list[list[tuple[list[tasks.Range], Tally]]] = [[] for _ in cuts]
     missing: list[list[tasks.Range]] = [[] for _ in cuts]
@@ -262,14 +221,14 @@ def _tally_all(source: _Source, cuts: list[_Cut], work: Work) -> list[Tally]:
     return [_join(cut.test.shuffling.n_perm, known) for cut, known in zip(cuts, pieces, strict=True)]
 
 
-def _tally_group(source: _Source, cuts: list[_Cut], group: list[list[tasks.Range]], work: Work) -> list[Tally | None]:
+def _tally_group(source: Source, cuts: list[_Cut], group: list[list[tasks.Range]], work: Work) -> list[Tally | None]:
     """Return what some ranges of each test found over all features, and keep them."""
     if not any(group):
         return [None] * len(cuts)
     parts: list[list[Tally]] = [[] for _ in cuts]
     for here, blocks in source.waves():
         graph = [_plan_tasks(source, here, blocks, cut, ranges, work) for cut, ranges in zip(cuts, group, strict=True)]
-        for found, tally in zip(parts, _compute(graph, source.threads), strict=True):
+        for found, tally in zip(parts, compute_all(graph), strict=True):
             found.append(tally)
     out: list[Tally | None] = []
     for cut, ranges, found in zip(cuts, group, parts, strict=True):
@@ -281,7 +240,7 @@ def _tally_group(source: _Source, cuts: list[_Cut], group: list[list[tasks.Range
 
 
 def _plan_tasks(
-    source: _Source, here: range, blocks: list[list[Any]], cut: _Cut, ranges: list[tasks.Range], work: Work
+    source: Source, here: range, blocks: list[list[Any]], cut: _Cut, ranges: list[tasks.Range], work: Work
 ) -> Any:
     """Return one delayed tally of all ranges; where all features are at hand, each range is kept when it is whole."""
     threads, total = source.threads, None
@@ -318,16 +277,8 @@ def _join(n_perm: int, pieces: list[tuple[list[tasks.Range], Tally]]) -> Tally:
     return Tally(highest=highest, counts=np.sum([tally.counts for _, tally in pieces], axis=0))
 
 
-def _read(matrix: Any, order: npt.NDArray[np.intp], threads: Threads, *, n_part: int) -> list[Any]:
-    """Return one task that reads a block, or on a cluster as many as it takes to give every thread one.
-
-    A scheduler sends a task to where its input lies: with one copy, one worker would do all the work on it.
-    """
-    n_copy = max(1, threads.total // n_part) if threads.cluster else 1
-    return [delayed(_read_block, pure=False)(matrix, order) for _ in range(n_copy)]
-
-
-def _measure(matrix: Any, test: Test, work: Work, *, extra: float = 0.0) -> tasks.Problem:
+def measure(matrix: Any, test: Test, work: Work, *, extra: float = 0.0) -> tasks.Problem:
+    """Return the size of a test."""
     n_obs, n_feature = matrix.shape
     return tasks.Problem(
         n_obs=n_obs,
@@ -337,61 +288,6 @@ def _measure(matrix: Any, test: Test, work: Work, *, extra: float = 0.0) -> task
         dtype=work.dtype,
         extra=extra,
     )
-
-
-def _compute(graph: Any, threads: Threads) -> Any:
-    with _large_graphs(threads):
-        return compute(graph)[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Threads:
-    """Threads that will run the tasks, in all and in one process, and whether a cluster has them."""
-
-    total: int
-    per_process: int
-    cluster: bool
-
-
-def count_threads() -> Threads:
-    """Return the threads of the scheduler that is current."""
-    client = _current_client()
-    if client is not None:
-        n_threads = list(client.nthreads().values())
-        return Threads(total=max(1, sum(n_threads)), per_process=max([1, *n_threads]), cluster=True)
-    if dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded"):
-        return Threads(total=1, per_process=1, cluster=False)
-    n_thread = int(dask.config.get("num_workers", None) or CPU_COUNT)
-    return Threads(total=n_thread, per_process=n_thread, cluster=False)
-
-
-def _current_client() -> Any:
-    """Return the client that computes what is computed now, or None."""
-    # A client can only exist if someone has imported distributed; importing it here would cost a second.
-    distributed = sys.modules.get("distributed")
-    chosen = dask.config.get("scheduler", None)
-    if distributed is None:
-        return None
-    if isinstance(chosen, distributed.Client):
-        return chosen
-    if chosen not in (None, "dask.distributed", "distributed"):
-        return None
-    try:
-        return distributed.default_client()
-    except ValueError:
-        return None
-
-
-def _large_graphs(threads: Threads) -> AbstractContextManager[object]:
-    """Allow blocks of data inside the graph: scattered ones would be lost with the worker that holds them."""
-    if not threads.cluster:
-        # Setting a key of distributed before distributed is imported would hide its other defaults from it.
-        return nullcontext()
-    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "100GB"})
-
-
-def _read_block(block: npt.NDArray[np.generic], order: npt.NDArray[np.intp]) -> npt.NDArray[np.generic]:
-    return np.ascontiguousarray(np.asarray(block)[order])
 
 
 def _observe(block: npt.NDArray[np.floating], engine: glm.Engine) -> glm.Observed:

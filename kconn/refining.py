@@ -7,14 +7,14 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from dask.base import compute
 from dask.delayed import delayed
 
 from kconn.correction import Outcome
 from kconn.kernels.blas import single_thread
 from kconn.kernels.feature_tails import refine_features
 from kconn.kernels.tallies import FEATURE_BLOCK
-from kconn.permuting import Test, count_threads
+from kconn.permuting import Test
+from kconn.scheduling import compute_all, count_threads
 
 #: Parts per thread, which even out that small p-values are not spread evenly.
 PARTS_PER_THREAD: Final = 4
@@ -53,7 +53,7 @@ def refine_tests(
         ]
         for outcome in outcomes
     ]
-    return [np.concatenate(found, axis=1) for found in compute(graph)[0]]
+    return [np.concatenate(found, axis=1) for found in compute_all(graph)]
 
 
 def _refine(

@@ -149,6 +149,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "p_fwe_tails": Variable(dims=((),), kind="f", unit="1", doc="Permutation p of each alternative, corrected."),
     "p_unc_ci": Variable(dims=((),), kind="f", unit="1", doc="Binomial limits of p_unc."),
     "p_fwe_ci": Variable(dims=((),), kind="f", unit="1", doc="Binomial limits of p_fwe, from its counts."),
+    "n_used": Variable(dims=((),), kind="i", unit="1", doc="Relabellings compared before a feature stopped."),
     "p_fwe_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fwe, corrected over contrasts as well."),
     "p_fdr_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fdr, adjusted over contrasts as well."),
     "enhanced": Variable(dims=((),), kind="f", unit="1", doc="Extent or mass of the feature's cluster, or its TFCE."),

@@ -89,3 +89,20 @@ def binomial_limits(
         upper = np.where(hits < trials, special.betaincinv(hits + 1, np.maximum(trials - hits, 1), 1 - outside), 1.0)
     missing = np.isnan(hits)
     return np.where(missing, np.nan, lower), np.where(missing, np.nan, upper)
+
+
+def negative_binomial_limits(n_hit: int, n_draw: FloatArray, *, level: float) -> tuple[FloatArray, FloatArray]:
+    """Return exact confidence limits of a probability whose ``n_hit``-th success came at draw ``n_draw``.
+
+    The lower limit is the probability at which so few draws, the upper one at which so many, had a probability of
+    ``(1 - level) / 2``. NaN gives NaN.
+
+    References
+    ----------
+    Casella and Berger 2002, Statistical Inference, 2nd edition, section 9.2.3 (limits from a distribution function)
+    """
+    outside = (1 - level) / 2
+    n_miss = np.maximum(n_draw - n_hit, 0)
+    lower = special.betaincinv(n_hit, n_miss + 1, outside)
+    upper = np.where(n_miss > 0, special.betaincinv(n_hit, np.maximum(n_miss, 1), 1 - outside), 1.0)
+    return lower, np.where(np.isnan(n_draw), np.nan, upper)

@@ -531,5 +531,5 @@ def exchanged_sets(permutations: IntArray) -> npt.NDArray[np.intp]:
     n_perm, n_obs = permutations.shape
     meet = np.zeros((n_obs, n_obs), dtype=np.bool_)
     meet[np.broadcast_to(np.arange(n_obs), (n_perm, n_obs)), permutations] = True
-    graph = coo_array(meet)
+    graph = coo_array(meet.astype(np.int8))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.intp)
