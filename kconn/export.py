@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from kconn import cifti_export
 from kconn.chunks import MIB
 from kconn.contrast_files import ContrastFile, describe_contrast_result, list_contrast_files, nodes_of_edges
 from kconn.contrasts import split_contrasts
@@ -33,7 +34,7 @@ _TASK: Final = "rest"
 #: Quality columns that count something.
 _COUNTS: Final = ("n_frames", "n_kept", "n_regressors", "df_left", "n_constant", "n_uncovered")
 _RUN_ROLES: Final = frozenset(
-    {"bold", "timeseries", "mask", "confounds", "confounds_sidecar", "sidecar", "fd", "mixing", "noise"}
+    {"bold", "timeseries", "mask", "confounds", "confounds_sidecar", "sidecar", "fd", "relative_rms", "mixing", "noise"}
 )
 #: Bytes of a denoised series that are in memory at once.
 _SLAB_BYTES: Final = 256 * MIB
@@ -178,7 +179,9 @@ def _source_name(bench: Workbench, role: str, path: str, where: str) -> str:
         folder = bench.study.folder
         return Path(os.path.relpath(folder / path, (folder / inputs.root).resolve())).as_posix()
     if role == "sidecar":
-        pattern = pattern.removesuffix(".gz").removesuffix(".nii") + ".json"
+        pattern = pattern.removesuffix(".gz").removesuffix(".nii")
+        kind = Path(pattern).suffix  # of a CIFTI series; its sidecar is named with it or without
+        pattern = (pattern if path.endswith(f"{kind}.json") else pattern.removesuffix(kind)) + ".json"
     run = next(facts.run for facts in bench.survey.runs if facts.where == where)
     return layout.name_by_pattern(pattern, run)
 
@@ -208,8 +211,10 @@ class _RunOutputs:
                 yield from self._images(facts, step) if images else ()
             case "nodes":
                 yield from self._series(facts, step)
+                yield from self._cifti_nodes(facts, step) if cifti_export.is_cifti(facts) else ()
             case "netmat":
                 yield self._netmat(facts, step)
+                yield from (self._cifti_netmat(facts, step),) if cifti_export.is_cifti(facts) else ()
             case _:
                 return
 
@@ -242,6 +247,9 @@ class _RunOutputs:
 
     def _images(self, facts: RunFacts, step: Step) -> Iterator[_Output]:
         ingest = self.steps[step.reads("ingest").address]
+        if cifti_export.is_cifti(facts):
+            yield from self._cifti_maps(facts, step, ingest)
+            return
         placed = _Grid(self.bench, ingest)
         res = self.bench.study.inputs.res
         yield _Output(
@@ -258,6 +266,56 @@ class _RunOutputs:
             inputs=self._inputs(step),
             write=placed.write_tsnr,
             description="Mean over standard deviation of the kept frames before denoising; 0 outside the mask.",
+        )
+
+    def _cifti_maps(self, facts: RunFacts, step: Step, ingest: Step) -> Iterator[_Output]:
+        writer, den = cifti_export.RunWriter(self.bench, ingest), cifti_export.density_of(facts)
+        series, scalar = cifti_export.endings_of(facts)
+        yield _Output(
+            name=_run_name(facts, f"bold{series}", den=den, desc="denoised"),
+            step=step,
+            inputs=self._inputs(step),
+            write=writer.write_denoised,
+            description="Denoised series on the axis of the input: NaN in censored frames and without signal.",
+        )
+        yield _Output(
+            name=_run_name(facts, f"boldmap{scalar}", den=den, desc="tsnr"),
+            step=step,
+            inputs=self._inputs(step),
+            write=writer.write_tsnr,
+            description="Mean over standard deviation of the kept frames before denoising, on the axis of the input.",
+        )
+
+    def _cifti_nodes(self, facts: RunFacts, step: Step) -> Iterator[_Output]:
+        """List what a CIFTI run has per node, on the parcels of the node set."""
+        writer, den = cifti_export.NodeWriter(self.bench, step), cifti_export.density_of(facts)
+        atlas = bids_label(step.address.path.split("/")[-1])
+        yield _Output(
+            name=_run_name(facts, "timeseries.ptseries.nii", den=den, atlas=atlas, stat="mean"),
+            step=step,
+            inputs=self._inputs(step),
+            write=writer.write_series,
+            description="Mean denoised series of each parcel; NaN in censored frames and for nodes without data.",
+        )
+        yield _Output(
+            name=_run_name(facts, "boldmap.pscalar.nii", den=den, atlas=atlas, stat="coverage"),
+            step=step,
+            inputs=self._inputs(step),
+            write=writer.write_coverage,
+            description="Share of the grayordinates of each parcel that have data.",
+        )
+
+    def _cifti_netmat(self, facts: RunFacts, step: Step) -> _Output:
+        nodes = self.steps[step.upstream[0].address]
+        *_, node_set, kind = step.address.path.split("/")
+        writer, den = cifti_export.NodeWriter(self.bench, nodes), cifti_export.density_of(facts)
+        return _Output(
+            name=_run_name(facts, "boldmap.pconn.nii", den=den, atlas=bids_label(node_set), stat=KINDS[kind].bids),
+            step=step,
+            write=partial(_write_relmat_cifti, writer=writer),
+            description="Connection of each pair of parcels; NaN where a node has no data.",
+            sources=(_series_name(facts, nodes),),
+            about=_about_relmat,
         )
 
     def _series(self, facts: RunFacts, step: Step) -> Iterator[_Output]:
@@ -411,7 +469,7 @@ class _GroupOutputs:
         values = _values_of(cubes.open_group(self.bench.study.store, cohort.address)["netmat"])
         found = split_contrasts(cubes.open_group(self.bench.study.store, step.address), name)
         for title, result in found.items():
-            for file in list_contrast_files(result):
+            for file in [*list_contrast_files(result), *self._cifti_files(cohort, result)]:
                 yield _Output(
                     name=self._name(cohort, file.suffix, desc=bids_label(title)),
                     step=step,
@@ -421,6 +479,27 @@ class _GroupOutputs:
                     inputs=(step,),
                     about=partial(_about_contrast, file=file, name=name, title=title, values=values),
                 )
+
+    def _cifti_files(self, cohort: Step, result: xr.Dataset) -> Sequence[ContrastFile]:
+        """Return the files of a contrast on the parcels of its node set, where the runs are CIFTI."""
+        nodes = self._nodes_of_cifti(cohort.address.path.split("/")[1])
+        if nodes is None:
+            return []
+        return cifti_export.list_matrix_files(result, cifti_export.NodeWriter(self.bench, nodes))
+
+    def _nodes_of_cifti(self, node_set: str) -> Step | None:
+        """Return the node series of the first CIFTI run that has them."""
+        made = (step for step in self.bench.plan.steps if step.stage == "nodes")
+        return next(
+            (
+                step
+                for step in made
+                if step.address.path.split("/")[-1] == node_set
+                and step.address not in self.excluded
+                and cifti_export.is_cifti(self.runs[step.where])
+            ),
+            None,
+        )
 
     def _name(self, cohort: Step, suffix: str, *, desc: str | None = None) -> str:
         _, node_set, kind = cohort.address.path.split("/")
@@ -503,14 +582,22 @@ def _table(columns: Callable[[xr.Dataset], Mapping[str, npt.ArrayLike]]) -> Writ
 
 
 def _write_relmat(path: Path, result: xr.Dataset) -> None:
-    """Write correlations as r, with their unit diagonal; the store holds Fisher's z of them."""
+    write_atomic(path, derivatives.matrix_bytes(nodes_of_edges(result), _relmat(result)))
+
+
+def _relmat(result: xr.Dataset) -> npt.NDArray[np.float64]:
+    """Return correlations as r ``(node, node)``, with their unit diagonal; the store holds Fisher's z of them."""
     netmat = result["netmat"]
     is_z = netmat.attrs.get("z") == "fisher"
     matrix = unpack_edges(np.tanh(netmat.to_numpy()) if is_z else netmat.to_numpy(), diagonal=np.nan)
     if is_z:
         has_data = ~np.isnan(matrix).all(axis=0)
         np.fill_diagonal(matrix, np.where(has_data, 1.0, np.nan))
-    write_atomic(path, derivatives.matrix_bytes(nodes_of_edges(result), matrix))
+    return matrix
+
+
+def _write_relmat_cifti(path: Path, result: xr.Dataset, *, writer: cifti_export.NodeWriter) -> None:
+    writer.write_matrix(path, _relmat(result))
 
 
 def _about_relmat(result: xr.Dataset) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -64,6 +64,10 @@ class Grayordinates:
         n_i, n_j, _ = self.grid_shape or (1, 1, 1)
         i, j, k = self.ijk.astype(np.int64).T
         return np.asarray(i + n_i * (j + n_j * k))
+
+    def take(self, rows: IntArray) -> Grayordinates:
+        """Return some of them, in the order of ``rows``."""
+        return replace(self, structure=self.structure[rows], vertex=self.vertex[rows], ijk=self.ijk[rows])
 
     def digest(self) -> str:
         """Return the SHA-256 of all of it: equal for equal brain models."""
@@ -125,6 +129,22 @@ def read_grayordinates(ds: xr.Dataset, dim: str = "voxel") -> Grayordinates:
         n_vertices={str(name): int(n) for name, n in ds.attrs["n_vertices"].items()},
         affine=None if shape is None else np.asarray(ds.attrs["volume_affine"], dtype=np.float64),
         grid_shape=None if shape is None else (int(shape[0]), int(shape[1]), int(shape[2])),
+    )
+
+
+def join_grayordinates(parts: Sequence[Grayordinates]) -> Grayordinates:
+    """Return several sets of grayordinates as one, set after set; they share surfaces and volume."""
+    structures = tuple(dict.fromkeys(name for part in parts for name in part.structures))
+    numbers = [np.array([structures.index(name) for name in part.structures], dtype=np.uint8) for part in parts]
+    with_volume = next((part for part in parts if part.affine is not None), parts[0])
+    return Grayordinates(
+        structures=structures,
+        structure=np.concatenate([number[part.structure] for number, part in zip(numbers, parts, strict=True)]),
+        vertex=np.concatenate([part.vertex for part in parts]),
+        ijk=np.concatenate([part.ijk for part in parts]),
+        n_vertices={name: n for part in parts for name, n in part.n_vertices.items()},
+        affine=with_volume.affine,
+        grid_shape=with_volume.grid_shape,
     )
 
 

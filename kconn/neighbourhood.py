@@ -82,13 +82,6 @@ def _read_graph(neighbours: int | npt.NDArray[np.integer] | Neighbours | None, d
         return build_graph(np.asarray(neighbours), n_feature)
     if neighbours not in CONNECTIVITY:
         raise SchemaError("E-ARGUMENT", f"neighbours={neighbours}", rule=f"one of {list(CONNECTIVITY)}, or pairs")
-    if "vertex" in data.coords:
-        raise SchemaError(
-            "E-ARGUMENT",
-            f"neighbours={neighbours} for grayordinates",
-            rule="vertices of a surface have no neighbours on a grid",
-            fix="give the pairs of neighbours",
-        )
     ijk = _read_coordinates(data, ("i", "j", "k"), "voxels")
     if "vertex" in data.coords and (data["vertex"] >= 0).any():
         raise SchemaError(

@@ -4,7 +4,6 @@ import xarray as xr
 
 from kconn.errors import InputError, SchemaError
 from kconn.grayordinates import read_grayordinates
-from kconn.inference import permutation_test
 from kconn.io import cifti
 from kconn.nodes import (
     drop_nodes,
@@ -125,13 +124,3 @@ def test_parcellate__serves_the_schaefer_atlas_on_91282_grayordinates(shared_dat
     assert len(nodes.names) == 200
     assert members.n_voxel.sum() == np.count_nonzero(found.keys)
     assert members.voxel.size > 0.99 * members.n_voxel.sum()
-
-
-def test_permutation_test__refuses_neighbours_on_a_grid_for_grayordinates(run):
-    data = xr.DataArray(
-        np.random.default_rng(0).normal(size=(8, run.sizes["voxel"])), dims=("observation", "voxel")
-    ).assign_coords(run.coords)
-    with pytest.raises(SchemaError, match=r"E-ARGUMENT.*grayordinates"):
-        permutation_test(
-            data, np.ones((8, 1)), {"mean": [1.0]}, n_perm=20, seed=1, statistic="tfce", neighbours=26, sign_flip=True
-        )
