@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kconn.chunks import BLOCK_BYTES, MIB, ROW_BYTES
@@ -231,7 +231,10 @@ class _Builder:
         if inputs.layout == "tables":
             params |= {"orientation": inputs.orientation, "has_header": inputs.has_header}
         if self.study.regressors:
-            params["regressors"] = {name: asdict(table.form) for name, table in self.study.regressors.items()}
+            params["regressors"] = {
+                name: table.model_dump(mode="json", exclude={"pattern"})
+                for name, table in self.study.regressors.items()
+            }
         estimate = Estimate(
             bytes_read=facts.n_bytes,
             bytes_written=facts.n_voxel * facts.n_time * facts.itemsize,
@@ -242,8 +245,9 @@ class _Builder:
     def _denoise(self, facts: RunFacts, ingest: Step) -> Step:
         limits = self.study.quality.model_dump(mode="json", include=RUN_LIMITS)
         params = {**self.study.denoise.model_dump(mode="json"), **limits}
-        if self.study.denoise.confounds in list(self.study.strategies):
-            params["strategy"] = asdict(self.study.strategy)
+        confounds = self.study.denoise.confounds
+        if isinstance(confounds, str) and confounds in self.study.strategies:
+            params["strategy"] = self.study.strategies[confounds].model_dump(mode="json")
         if self.study.makes_compcor:
             params["erode"] = self.study.compcor.erode
         n_bytes = 4 * facts.n_voxel * facts.n_time

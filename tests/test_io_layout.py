@@ -5,6 +5,7 @@ import pytest
 from kconn.errors import KconnError
 from kconn.io.layout import (
     Run,
+    find_companion,
     find_runs_fmriprep,
     find_runs_images,
     find_runs_tables,
@@ -301,3 +302,45 @@ def test_name_by_pattern__keeps_wildcards(tmp_path):
     pattern = "{subject}/visit{session}_*.nii"
     (run,) = find_runs_images(tmp_path, pattern=pattern)
     assert name_by_pattern(pattern, run) == "01/visit2_*.nii"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("sub-{subject}/ses-{session}/rp_{run}.txt", "sub-1/ses-a/rp_01.txt"),
+        ("{subject}/{session}/rp_{run}.txt", "sub-1/ses-a/rp_01.txt"),
+        ("{subject}_wm.nii", "sub-1_wm.nii"),
+        ("group_*.nii", "group_mask.nii"),
+        ("{subject}/*/{subject}_x.txt", "sub-1/any/sub-1_x.txt"),
+    ],
+)
+def test_find_companion__compares_labels(tmp_path, pattern, found):
+    touch(
+        tmp_path, "sub-1/ses-a/rp_01.txt", "sub-11/ses-a/rp_01.txt", "sub-1/ses-a/rp_11.txt", "sub-1/ses-aa/rp_01.txt"
+    )
+    touch(
+        tmp_path, "sub-1_wm.nii", "sub-11_wm.nii", "group_mask.nii", "sub-1/any/sub-1_x.txt", "sub-1/any/sub-11_x.txt"
+    )
+    run = Run(subject="1", session="a", run="1")
+
+    assert find_companion(tmp_path, pattern, run, what="table") == (tmp_path / found).resolve()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "code"),
+    [
+        ("{subject}/*.txt", "E-AMBIGUOUS"),
+        ("{subject}/{session}/none.txt", "E-FILE-MISSING"),
+        ("{subject}/{visit}.txt", "E-STUDY-VALUE"),
+        ("../{subject}.txt", "E-STUDY-VALUE"),
+    ],
+)
+def test_find_companion__refuses(tmp_path, pattern, code):
+    touch(tmp_path, "1/a.txt", "1/b.txt")
+
+    with pytest.raises(KconnError) as caught:
+        find_companion(tmp_path, pattern, Run(subject="1", session="a", run="1"), what="table of motion")
+
+    assert caught.value.code == code
+    if code.startswith("E-FILE"):
+        assert "0 files fit '1/a/none.txt' for the table of motion" in caught.value.problem

@@ -255,6 +255,28 @@ def test_read_run_regressors__joins_all_tables(files):
     assert read_run_regressors({"bold": files["bold"]}, {}, n_time=N_TIME, t_r=T_R) is None
 
 
+def test_read_run_regressors__knows_hcp_by_its_name_and_convolves_events(tmp_path, motion):
+    motion = np.hstack([motion, np.zeros_like(motion)])
+    (tmp_path / "events.tsv").write_text(EVENTS)
+    files = {"regressors:task": tmp_path / "events.tsv"}
+    files["confounds"] = write(tmp_path / "Movement_Regressors.txt", motion)
+
+    forms = {"task": TableForm(format="events", prefix="task_")}
+    found = read_run_regressors(files, forms, n_time=N_TIME, t_r=T_R)
+
+    assert found.names == (*MOTION, *(f"{name}_derivative1" for name in MOTION), "task_face", "task_two_houses")
+    np.testing.assert_allclose(found.values[:, 3:6], np.deg2rad(motion[:, 3:6]), atol=1e-9)  # noqa: PD011
+
+
+def test_read_run_regressors__refuses_numbers_where_names_should_be(tmp_path, motion):
+    path = write(tmp_path / "motion.txt", motion)
+
+    with pytest.raises(InputError, match=r"starts with numbers.*\[regressors\]") as caught:
+        read_run_regressors({"confounds": path}, {}, n_time=N_TIME, t_r=T_R, where="sub-1")
+
+    assert caught.value.code == "E-TABLE"
+
+
 def test_read_run_regressors__refuses_two_columns_of_one_name(files):
     forms = {"spm": TableForm(format="spm", prefix="")}
     files["confounds"].write_text(files["confounds"].read_text().replace("csf", "rot_x"))

@@ -19,14 +19,17 @@ def test_describe_confounds__has_words_for_every_preset(preset):
 
     assert bool(text) == (preset != "none")
     assert preset not in text
-    assert "the confounds" not in text
+    assert "the confound" not in text
 
 
 @pytest.mark.parametrize(
     ("preset", "words"),
     [
         ("36P", "36 regressors"),
-        ("acompcor", "backward differences; the first 5 CompCor components each of white matter and CSF (with their"),
+        (
+            "acompcor",
+            "backward differences; the first 5 CompCor components of each of white matter and CSF (with their",
+        ),
         ("aroma", "white matter and CSF; the noise components of an independent component analysis, made orthogonal"),
         ("fix", "fitted together with its signal components"),
     ],
@@ -57,6 +60,6 @@ def test_describe_confounds__of_a_written_strategy():
 
 
 def test_describe_confounds__of_a_list_names_its_columns():
-    assert said(["csf", "24P"]).endswith("the confounds csf")
+    assert said(["csf", "24P"]).endswith("the confound csf")
     assert said("none") == ""
     assert said([]) == ""

@@ -85,7 +85,7 @@ def describe_confounds(parameters: Mapping[str, Any]) -> list[Phrase]:
 def _describe_columns(strategy: Strategy) -> list[Phrase]:
     phrases = [_WORDS[name] for name in strategy.columns if name in _WORDS]
     if names := [name for name in strategy.columns if name not in PRESETS]:
-        phrases.append((f"the confounds {_listed(names)}", ()))
+        phrases.append((f"the confound{'s' * (len(names) > 1)} {_listed(names)}", ()))
     for which, what in ((strategy.derivatives, "backward differences"), (strategy.squares, "squares")):
         if which is True:
             phrases.append((f"their {what}", ()))
@@ -101,7 +101,7 @@ def _describe_compcor(strategy: Strategy, masks: Mapping[str, Any]) -> Phrase:
         many = f"the first {count(strategy.n_component, 'CompCor component')}"
     else:
         many = "all CompCor components"
-    each = " each of" if len(strategy.compcor) > 1 else " of"
+    each = " of each of" if len(strategy.compcor) > 1 else " of"
     source = "computed from masks" if any(masks.get(role) for role in ("white_matter", "csf")) else "with their cosines"
     return f"{many}{each} {_listed([_REGIONS[region] for region in strategy.compcor])} ({source})", ("behzadi",)
 
