@@ -10,7 +10,9 @@ from .cohort import (
 )
 from .compcor import estimate_compcor as estimate_compcor
 from .confounds import Strategy as Strategy
-from .denoising import censor as censor, denoise as denoise
+from .censoring import censor as censor
+from .denoising import denoise as denoise
+from .despiking import despike as despike
 from .dual_regression import place_maps as place_maps, regress_maps as regress_maps, regress_series as regress_series
 from .errors import KconnError as KconnError
 from .families import average_families as average_families, average_networks as average_networks
@@ -52,4 +54,5 @@ from .sliding_windows import (
 )
 from .seedmaps import estimate_seed_maps as estimate_seed_maps
 from .surface_neighbours import grayordinate_neighbours as grayordinate_neighbours
+from .smoothing import smooth as smooth
 from .testing import simulate_run as simulate_run, simulate_study as simulate_study

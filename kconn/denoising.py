@@ -1,4 +1,4 @@
-"""From preprocessed signal to clean residuals: the frames that are kept, and the one projection fitted on them."""
+"""From preprocessed signal to clean residuals: the one projection, fitted on the frames that are kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kconn import schema
 from kconn.chunks import plan_voxel_blocks
 from kconn.confounds import Confounds, Header, Selection, build_columns, find_strategy, select
 from kconn.errors import InputError, SchemaError
-from kconn.frames import Displacement, framewise_displacement, place, sample_mask, whole
-from kconn.kernels import filtering, motion, projection, residuals
-from kconn.kernels.butterworth import fit_butterworth
+from kconn.frames import place, sample_mask
+from kconn.kernels import filtering, projection, residuals
+from kconn.kernels.butterworth import Bridge, fit_butterworth
 from kconn.kernels.components import find_redundant, remove_components
 from kconn.kernels.projection import Projection
 from kconn.kernels.residuals import Scale
@@ -33,111 +33,6 @@ Filter = Literal["cosine", "fft", "butterworth"]
 MIN_DOF: Final = 10
 
 
-def censor(
-    ds: xr.Dataset,
-    *,
-    fd_threshold: float | None,
-    n_dummy: int = 0,
-    min_segment: int = 1,
-    kind: Displacement = "power",
-) -> xr.Dataset:
-    """Mark the frames to keep: `sample_mask` ``(time)``, True = kept.
-
-    A frame is dropped when the head moved more than ``fd_threshold`` since the frame before, when it is one of the
-    first ``n_dummy``, or when a `sample_mask` that is already there drops it; then every stretch of fewer than
-    ``min_segment`` kept frames goes as well. The displacement is the variable
-    `framewise_displacement`, else the confound of that name (also ``FramewiseDisplacement``), else computed from the
-    six motion parameters on a sphere of 50 mm; it is stored as `framewise_displacement` ``(time)`` in mm. The first
-    frame has no displacement: n/a there counts as 0. With ``kind="jenkinson"`` it is the root mean square displacement
-    (the confound ``rmsd``, or computed on a sphere of 80 mm), which is about half of Power's for the same movement.
-
-    Parameters
-    ----------
-    ds
-        A run.
-    fd_threshold
-        Millimetres; a frame at the threshold is kept. None: no frame is dropped for motion.
-    n_dummy
-        Frames at the start, before the magnetisation is steady.
-    min_segment
-        Shortest stretch of kept frames that is worth keeping. 1: any.
-    kind
-        Which displacement the threshold is for.
-
-    Raises
-    ------
-    SchemaError
-        Codes ``E-ARGUMENT`` and ``E-SCHEMA``.
-    InputError
-        Codes ``E-NO-FRAMES``, ``E-CONFOUND-COLUMN`` and ``E-CONFOUND-NAN``. (Where the input is lazy, what depends on
-        its values is raised when it is computed.)
-
-    References
-    ----------
-    Power JD et al. (2012). https://doi.org/10.1016/j.neuroimage.2011.10.018
-    """
-    where = place(ds)
-    if fd_threshold is not None and not fd_threshold > 0:
-        raise SchemaError("E-ARGUMENT", f"fd_threshold = {fd_threshold}", where=where, rule="it is above 0 mm, or None")
-    if n_dummy < 0 or min_segment < 1:
-        raise SchemaError(
-            "E-ARGUMENT",
-            f"n_dummy = {n_dummy}, min_segment = {min_segment}",
-            where=where,
-            rule="n_dummy is 0 or more frames, min_segment 1 or more",
-        )
-    if kind not in get_args(Displacement):
-        raise SchemaError("E-ARGUMENT", f"kind = {kind!r}", where=where, rule=f"one of {get_args(Displacement)}")
-
-    moved = xr.zeros_like(sample_mask(ds), dtype=np.float64)
-    out = ds
-    if fd_threshold is not None:
-        moved = framewise_displacement(ds, kind=kind)
-        out = out.assign(framewise_displacement=moved) if kind == "power" else out
-    kept = xr.apply_ufunc(
-        _keep_frames,
-        whole(sample_mask(ds)),
-        whole(moved),
-        kwargs={
-            "threshold": np.inf if fd_threshold is None else fd_threshold,
-            "n_dummy": n_dummy,
-            "min_segment": min_segment,
-            "where": where,
-        },
-        input_core_dims=[["time"], ["time"]],
-        output_core_dims=[["time"]],
-        dask="parallelized",
-        output_dtypes=[np.bool_],
-    )
-    return schema.annotate(out.assign(sample_mask=kept))
-
-
-def _keep_frames(
-    mask: npt.NDArray[np.bool_], displacement: Array, *, threshold: float, n_dummy: int, min_segment: int, where: str
-) -> npt.NDArray[np.bool_]:
-    bad = np.flatnonzero(~np.isfinite(displacement))
-    if bad.size:
-        raise InputError(
-            "E-CONFOUND-NAN",
-            f"framewise displacement is not a number in frame {bad[0]} ({bad.size} such frames)",
-            where=where,
-            rule="only the first frame may be n/a",
-            fix="repair the table",
-        )
-    kept = mask & motion.keep_frames(displacement, threshold=threshold, n_dummy=n_dummy)
-    kept = motion.drop_short_segments(kept, min_segment=min_segment)
-    if not kept.any():
-        raise InputError(
-            "E-NO-FRAMES",
-            f"none of {len(mask)} frames is kept: the first {n_dummy} are dropped, and the head moves"
-            f" {np.median(displacement):.3g} mm per frame in the median, the threshold is {threshold:g} mm,"
-            f" the shortest stretch {min_segment}",
-            where=where,
-            fix="exclude the run, raise fd_threshold, or lower min_segment",
-        )
-    return kept
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choices:
     """What was asked for, resolved; small enough to travel with a task."""
@@ -145,6 +40,7 @@ class _Choices:
     selection: Selection
     columns: tuple[str, ...]
     filter: Filter
+    bridge: Bridge
     t_r: float
     high_pass: float | None
     low_pass: float | None
@@ -165,6 +61,7 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
     high_pass: float | None,
     low_pass: float | None,
     filter: Filter = "cosine",  # noqa: A002 - nilearn's word
+    bridge: Bridge = "cubic",
     detrend: bool = True,
     standardize: bool | Scale = False,
     min_dof: int = MIN_DOF,
@@ -177,8 +74,8 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
     every dropped frame costs a degree of freedom, as does every frequency outside the band.
 
     With ``"butterworth"`` (order 5, forward and backward) the signal and the confounds pass through the same filter,
-    then the confounds are projected out of the kept frames. Dropped frames are bridged by a cubic spline for the
-    filter alone. The degrees of freedom that it takes are counted by its share of the frequencies.
+    then the confounds are projected out of the kept frames. Dropped frames are bridged (``bridge``) for the filter
+    alone. The degrees of freedom that it takes are counted by its share of the frequencies.
 
     Parameters
     ----------
@@ -194,6 +91,9 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
     filter
         ``"cosine"``; ``"fft"``, which is the same (a hard mask on the spectrum of the mirrored series, as in CONN);
         or ``"butterworth"``. Without an edge there is none.
+    bridge
+        What stands in for dropped frames while the Butterworth filter runs, and nowhere else: ``"cubic"``, a spline
+        through the kept ones, as nilearn; ``"linear"``; ``"lomb-scargle"``, their spectrum, as Power et al. 2014.
     detrend
         Remove a straight line: along the kept frames with cosines, along the bridged ones with Butterworth.
     standardize
@@ -224,11 +124,17 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
     ----------
     Lindquist MA, Geuter S, Wager TD, Caffo BS (2019). Modular preprocessing pipelines can reintroduce artifacts into
     fMRI data. https://doi.org/10.1002/hbm.24528
+    Power JD et al. (2014). Methods to detect, characterize, and remove motion artifact in resting state fMRI.
+    https://doi.org/10.1016/j.neuroimage.2013.08.048
     """
     schema.validate(ds, "bold")
     if filter not in get_args(Filter):
         raise SchemaError(
             "E-ARGUMENT", f"filter = {filter!r}", where=place(ds), rule=f"one of {', '.join(get_args(Filter))}"
+        )
+    if bridge not in get_args(Bridge):
+        raise SchemaError(
+            "E-ARGUMENT", f"bridge = {bridge!r}", where=place(ds), rule=f"one of {', '.join(get_args(Bridge))}"
         )
     if min_dof < 1:
         raise SchemaError("E-ARGUMENT", f"min_dof = {min_dof}", where=place(ds), rule="at least 1 must be left")
@@ -238,6 +144,7 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
         selection=selection,
         columns=columns,
         filter=filter,
+        bridge=bridge,
         t_r=_resolve_t_r(ds, high_pass=high_pass, low_pass=low_pass),
         high_pass=high_pass,
         low_pass=low_pass,
@@ -260,12 +167,14 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
         counts = {name: np.int64(getattr(fitted, name)) for name in ("n_kept", "n_regressors", "df_left")}
         counts["n_constant"] = _count_empty(clean, fitted).sum()
 
+    fitted_filter = None if high_pass is None and low_pass is None else filter
     made = {
         "confounds": choices.regressor_names,
         "detrend": detrend,
         "standardize": scale,
         **{name: edge for name, edge in (("high_pass", high_pass), ("low_pass", low_pass)) if edge is not None},
-        **({} if high_pass is None and low_pass is None else {"filter": filter}),
+        **({} if fitted_filter is None else {"filter": fitted_filter}),
+        **({"bridge": bridge} if fitted_filter == "butterworth" else {}),
         **({"components": selection.components} if selection.components != "none" else {}),
     }
     denoised = bold.copy(data=clean).assign_attrs(made)
@@ -423,6 +332,7 @@ def _fit_butterworth(regressors: Array, mask: npt.NDArray[np.bool_], choices: _C
             high_pass=choices.high_pass,
             low_pass=choices.low_pass,
             detrend=choices.detrend,
+            bridge=choices.bridge,
         )
     except InputError as error:
         raise error.at(choices.where) from None

@@ -56,6 +56,7 @@ CODES: Final[dict[str, str]] = {
     # denoising
     "E-BAND": "The frequency band is empty, negative or above the Nyquist frequency.",
     "E-NO-FRAMES": "Censoring leaves no frame.",
+    "E-SMOOTH": "Smoothing is asked for where there is no grid of voxels.",
     "E-DF": "Too few degrees of freedom are left after denoising.",
     # nodes and netmats
     "E-ATLAS": "The atlas has no labels, or its label table does not fit.",

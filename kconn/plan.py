@@ -230,6 +230,8 @@ class _Builder:
         params: dict[str, Any] = {"layout": inputs.layout, "t_r": inputs.t_r, "space": facts.space}
         if inputs.layout == "tables":
             params |= {"orientation": inputs.orientation, "has_header": inputs.has_header}
+        if self.study.denoise.smoothing_fwhm != "none":
+            params["smoothing_fwhm"] = self.study.denoise.smoothing_fwhm
         if self.study.regressors:
             params["regressors"] = {
                 name: table.model_dump(mode="json", exclude={"pattern"})

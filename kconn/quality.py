@@ -130,7 +130,7 @@ def estimate_courses(ds: xr.Dataset) -> xr.Dataset:
     schema.validate(ds, "bold")
     if (moved := _find_displacement(ds)) is not None:
         ds = ds.assign(framewise_displacement=moved.reset_coords(drop=True))
-    ds = _with_std_dvars(ds)
+    ds = with_std_dvars(ds)
     signal = ds["bold"]
     sums = _over_blocks(quality.signal_sums, signal, n_out=signal.sizes["time"] + 1)
     mean = xr.DataArray(sums[:-1] / sums[-1], dims="time")
@@ -148,8 +148,8 @@ def estimate_courses(ds: xr.Dataset) -> xr.Dataset:
     return schema.annotate(ds.assign({"global_signal": mean, **scalars}))
 
 
-def _with_std_dvars(ds: xr.Dataset) -> xr.Dataset:
-    """Take `std_dvars` from the confound table where it is there: it is of the same formula, and costs nothing."""
+def with_std_dvars(ds: xr.Dataset) -> xr.Dataset:
+    """Add `std_dvars` ``(time)``, from the confound table where it is there: it is of the same formula."""
     if "std_dvars" in ds:
         return ds
     names = ds["confounds"]["confound"].to_numpy().tolist() if "confounds" in ds else []

@@ -65,6 +65,9 @@ VARIABLES: Final[dict[str, Variable]] = {
     "regressor_kept": Variable(
         dims=(("regressor",),), kind="b", unit="1", doc="True where a confound removes what those before it do not."
     ),
+    "despiked_share": Variable(
+        dims=((),), kind="f", unit="1", doc="Share of the values of bold that despiking changed."
+    ),
     "n_constant": Variable(dims=((),), kind="iu", unit="1", doc="Voxels or nodes without signal; NaN in denoised."),
     "minutes_kept": Variable(dims=((),), kind="f", unit="min", doc="Duration of the kept frames."),
     "median_tsnr": Variable(dims=((),), kind="f", unit="1", doc="Median of tsnr over voxels or nodes."),

@@ -179,9 +179,49 @@ class DenoiseTable(_Table):
         Literal["cosine", "butterworth", "fft"],
         Field(description="how the band is cut; cosine and fft are projections"),
     ] = "cosine"
+    bridge: Annotated[
+        Literal["cubic", "linear", "lomb-scargle"],
+        Field(description="what stands in for censored frames while the Butterworth filter runs"),
+    ] = "cubic"
+    standardize: Annotated[
+        Literal["none", "zscore_sample", "psc"],
+        Field(description="none; zscore_sample: unit variance; psc: percent of the mean"),
+    ] = "none"
+    despike: Annotated[bool, Field(description="draw spikes in time towards the running median of their voxel")] = False
+    smoothing_fwhm: Annotated[
+        float | Off, Field(description="mm; Gaussian inside the mask, applied as the images are read")
+    ] = "none"
     fd_threshold: Annotated[float | Off, Field(description="mm; frames that moved more are censored")] = "none"
+    fd_kind: Annotated[Literal["power", "jenkinson"], Field(description="displacement that fd_threshold is for")] = (
+        "power"
+    )
+    fd_radius: Annotated[
+        float | Off, Field(description="mm; sphere to compute it on, where not 50 for power and 80 for jenkinson")
+    ] = "none"
+    motion_filter: Annotated[
+        float | tuple[float, float] | Off,
+        Field(description="Hz; breathing out of motion: [low, high] of a notch, or the edge of a low-pass"),
+    ] = "none"
+    dvars_threshold: Annotated[
+        float | Off, Field(description="standardised DVARS; frames that changed more are censored")
+    ] = "none"
+    censor_before: Annotated[int, Field(ge=0, description="frames before each that moved or changed too much")] = 0
+    censor_after: Annotated[int, Field(ge=0, description="frames after each that moved or changed too much")] = 0
     min_segment: Annotated[int, Field(ge=1, description="frames; shorter stretches between censored ones go too")] = 1
     dummy_frames: Annotated[int, Field(ge=0, description="frames dropped at the start of each run")] = 0
+
+    @model_validator(mode="after")
+    def _widths_are_positive(self) -> Self:
+        for key in ("smoothing_fwhm", "fd_radius", "dvars_threshold"):
+            value = unless_off(getattr(self, key))
+            if value is not None and not value > 0:
+                raise ValueError(f'{key} = {value} must be above 0, or "none"')
+        return self
+
+    @property
+    def motion_band(self) -> tuple[float, float] | float | None:
+        """``motion_filter`` as `kconn.censoring.censor` takes it."""
+        return self.motion_filter if isinstance(self.motion_filter, tuple) else unless_off(self.motion_filter)
 
 
 class StrategyTable(_Table):

@@ -18,6 +18,7 @@ from kconn.confounds import MOTION, Header, build_columns, compute_term, select,
 from kconn.contrasts import Arrangement, arrange_test
 from kconn.design import NO_RUN
 from kconn.errors import InputError, KconnError, StudyFileError, first_of
+from kconn.frames import DISPLACEMENT_COLUMNS, check_motion_filter
 from kconn.grayordinates import has_grayordinates, read_grayordinates
 from kconn.io import cifti, layout, layout_hcp, nifti, regressors, tables
 from kconn.io.layout import Run
@@ -245,6 +246,16 @@ def _examine(study: Study, run: Run) -> RunFacts:
     denoise, template = study.denoise, facts.template
     high_pass, low_pass = map(unless_off, (denoise.high_pass, denoise.low_pass))
     check_band(facts.n_time, t_r=float(template.attrs["t_r"]), high_pass=high_pass, low_pass=low_pass)
+    if denoise.motion_band is not None:
+        check_motion_filter(denoise.motion_band, t_r=float(template.attrs["t_r"]), where=run.where)
+    if denoise.smoothing_fwhm != "none" and "grid_shape" not in template.attrs:
+        raise StudyFileError(
+            "E-SMOOTH",
+            f"denoise.smoothing_fwhm = {denoise.smoothing_fwhm}, and the run has no grid of voxels",
+            where=run.where,
+            rule="only volumes are smoothed; node series have no neighbours, and a surface is smoothed along itself",
+            fix='set smoothing_fwhm = "none"',
+        )
     _check_confounds(study, facts)
     if study.makes_compcor:
         _check_noise_regions(study, facts)
@@ -275,10 +286,11 @@ def _check_confounds(study: Study, facts: RunFacts) -> None:
         header = Header(names=names, compcor=found.compcor, noise_components=found.noise_components)
         selection = select(header, strategy, has_high_pass=unless_off(denoise.high_pass) is not None, where=where)
         # Frames that censoring drops may hold anything; which those are is known when the run is denoised.
-        if denoise.fd_threshold == "none":
+        if denoise.fd_threshold == denoise.dvars_threshold == "none":
             values = build_columns(found.values, names, selection.all_terms)
             _refuse_missing(values[denoise.dummy_frames :], [term.name for term in selection.all_terms], facts)
-    if denoise.fd_threshold != "none" and "fd" not in facts.files:
+    computes = denoise.motion_filter != "none" or denoise.fd_radius != "none"
+    if denoise.fd_threshold != "none" and (computes or denoise.fd_kind != "power" or "fd" not in facts.files):
         if found is None:
             raise InputError(
                 "E-FILE-MISSING",
@@ -287,7 +299,7 @@ def _check_confounds(study: Study, facts: RunFacts) -> None:
                 rule="framewise displacement comes from the confound table, from fd_pattern or from [regressors]",
                 fix='add it, or set fd_threshold = "none"',
             )
-        if compute_term("framewise_displacement", names) is None:
+        if computes or compute_term(DISPLACEMENT_COLUMNS[denoise.fd_kind], names) is None:
             select_terms(names, MOTION, where=where)
 
 

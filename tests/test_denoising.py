@@ -9,8 +9,9 @@ import pytest
 import xarray as xr
 from nilearn.signal import clean
 
+from kconn.censoring import censor
 from kconn.confounds import build_columns, select_terms
-from kconn.denoising import censor, denoise
+from kconn.denoising import denoise
 from kconn.errors import CODES, InputError, KconnError, SchemaError
 from kconn.frames import framewise_displacement
 from kconn.testing import simulate_run
@@ -228,6 +229,19 @@ def test_denoise__butterworth_bridges_every_dropped_frame(run):
     np.testing.assert_array_equal(first["denoised"], second["denoised"])
 
 
+@pytest.mark.parametrize("bridge", ["cubic", "linear", "lomb-scargle"])
+def test_denoise__bridges_stay_inside_the_filter(run, bridge):
+    kept = np.random.default_rng(0).random(220) > 0.25
+    kept[:3] = kept[-4:] = False
+    ds = run.assign(sample_mask=("time", kept))
+
+    actual = denoise(ds, confounds="6P", bridge=bridge, **BUTTERWORTH)["denoised"]
+
+    # Dropped frames stay dropped, and no border spreads.
+    np.testing.assert_array_equal(np.isnan(actual).to_numpy(), np.broadcast_to(~kept, actual.shape))
+    assert actual.attrs["bridge"] == bridge
+
+
 def test_denoise__butterworth_counts_its_share_of_the_frequencies(run):
     actual = denoise(run, confounds="6P", **BUTTERWORTH)
 
@@ -269,21 +283,31 @@ def test_denoise__butterworth_without_edges_is_no_filter(run):
 # --- the band -------------------------------------------------------------------------------------------------------
 
 
-def gain(frequency, band, mask=None):
+def gain(frequency, band, mask=None, kind="cosine"):
     """Residual power of a sine, in dB."""
     t = np.arange(300) * 2.0
     phase = np.linspace(0, np.pi, 7)[:, None]
     ds = xr.Dataset({"bold": (("voxel", "time"), 100 + np.sin(2 * np.pi * frequency * t + phase))}, attrs={"t_r": 2.0})
     if mask is not None:
         ds["sample_mask"] = ("time", mask)
-    out = denoise(ds, confounds=None, high_pass=band[0], low_pass=band[1], min_dof=1)["denoised"].fillna(0)
+    out = denoise(ds, confounds=None, high_pass=band[0], low_pass=band[1], filter=kind, min_dof=1)
     kept = ds["bold"][:, mask] if mask is not None else ds["bold"]
-    return 10 * np.log10((out**2).sum("time") / ((kept - kept.mean("time")) ** 2).sum("time")).to_numpy()
+    power = (out["denoised"].fillna(0) ** 2).sum("time")
+    return 10 * np.log10(power / ((kept - kept.mean("time")) ** 2).sum("time")).to_numpy()
 
 
-@pytest.mark.parametrize(("frequency", "floor"), [(0.005, -17.0), (0.12, -20.0), (0.15, -23.0), (0.2, -25.0)])
-def test_denoise__lets_little_through_from_outside_the_band(frequency, floor):
-    assert gain(frequency, (0.01, 0.1)).max() < floor
+#: Sine in Hz -> dB that no phase exceeds, with a band of 0.01 to 0.1 Hz and 300 frames of 2 s: the table in the docs.
+LEAKAGE = {
+    "cosine": {0.002: -36.0, 0.005: -44.0, 0.12: -20.0, 0.15: -23.0, 0.2: -26.0},
+    "fft": {0.002: -36.0, 0.005: -44.0, 0.12: -20.0, 0.15: -23.0, 0.2: -26.0},
+    "butterworth": {0.002: -44.0, 0.005: -29.0, 0.12: -13.5, 0.15: -13.5, 0.2: -12.5},
+}
+
+
+@pytest.mark.parametrize("kind", LEAKAGE)
+@pytest.mark.parametrize("frequency", [0.002, 0.005, 0.12, 0.15, 0.2])
+def test_denoise__lets_little_through_from_outside_the_band(kind, frequency):
+    assert gain(frequency, (0.01, 0.1), kind=kind).max() < LEAKAGE[kind][frequency]
 
 
 def test_denoise__lets_nothing_through_at_its_own_frequencies():
@@ -295,9 +319,10 @@ def test_denoise__lets_nothing_through_at_its_own_frequencies():
         assert 20 * np.log10(rest.std() / sine.std()) < -55
 
 
+@pytest.mark.parametrize("kind", LEAKAGE)
 @pytest.mark.parametrize("frequency", [0.02, 0.05, 0.08])
-def test_denoise__keeps_what_lies_inside_the_band(frequency):
-    assert gain(frequency, (0.01, 0.1)).min() > -0.4
+def test_denoise__keeps_what_lies_inside_the_band(kind, frequency):
+    assert gain(frequency, (0.01, 0.1), kind=kind).min() > -0.4
 
 
 def test_denoise__filters_as_well_with_dropped_frames():
@@ -536,6 +561,7 @@ REFUSALS = {
     "min_dof below 1": ("E-ARGUMENT", lambda ds: ds, {"min_dof": 0}),
     "unknown filter": ("E-ARGUMENT", lambda ds: ds, {"filter": "chebyshev"}),
     "too short for Butterworth": ("E-DF", lambda ds: ds.isel(time=slice(25)), {"filter": "butterworth"}),
+    "unknown bridge": ("E-ARGUMENT", lambda ds: ds, {"bridge": "nearest"}),
     "unknown scale": ("E-ARGUMENT", lambda ds: ds, {"standardize": "zscore"}),
 }
 

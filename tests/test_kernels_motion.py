@@ -3,15 +3,18 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.signal import filtfilt, iirnotch
 from scipy.spatial.transform import Rotation
 
 from kconn.kernels.motion import (
     backward_difference,
     drop_short_segments,
     fill_first_frame,
+    fold_frequency,
     framewise_displacement,
-    keep_frames,
     rms_displacement,
+    widen_gaps,
+    without_breathing,
 )
 
 
@@ -50,10 +53,65 @@ def test_fill_first_frame__leaves_later_nan():
     np.testing.assert_array_equal(filled, [[0.0, 5.0], [np.nan, 1.0]])
 
 
-def test_keep_frames__keeps_the_threshold_itself():
-    kept = keep_frames(np.array([0.0, 0.5, 0.51, 0.1]), threshold=0.5, n_dummy=1)
+def test_rms_displacement__equals_the_formula_in_a_plain_loop():
+    rng = np.random.default_rng(2)
+    motion = np.column_stack([rng.normal(size=(9, 3)), rng.normal(size=(9, 3)) * 0.1])
 
-    np.testing.assert_array_equal(kept, [False, True, False, True])
+    def transform(row):
+        (cx, cy, cz), (sx, sy, sz) = np.cos(row[3:]), np.sin(row[3:])
+        turn = (
+            np.array([[1, 0, 0], [0, cx, sx], [0, -sx, cx]])
+            @ np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
+            @ np.array([[cz, sz, 0], [-sz, cz, 0], [0, 0, 1]])
+        )
+        return np.vstack([np.column_stack([turn, row[:3]]), [0, 0, 0, 1]])
+
+    actual = rms_displacement(motion, radius=80.0)
+
+    for t in range(1, 9):
+        # Jenkinson 1999: sqrt(R^2 / 5 trace(A' A) + t' t), of T_t T_(t-1)^-1 - 1.
+        M = transform(motion[t]) @ np.linalg.inv(transform(motion[t - 1])) - np.eye(4)
+        expected = np.sqrt(80.0**2 / 5 * np.trace(M[:3, :3].T @ M[:3, :3]) + M[:3, 3] @ M[:3, 3])
+        assert actual[t] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("around", "expected"), [((0, 0), "1110111110"), ((1, 0), "1100111100"), ((0, 2), "1110001110"), ((9, 9), "0" * 10)]
+)
+def test_widen_gaps__drops_frames_around(around, expected):
+    kept = np.array([c == "1" for c in "1110111110"])
+
+    actual = widen_gaps(kept, n_before=around[0], n_after=around[1])
+
+    assert "".join("01"[int(k)] for k in actual) == expected
+
+
+@pytest.mark.parametrize(("frequency", "seen"), [(0.1, 0.1), (0.3, 0.2), (0.5, 0.0), (0.75, 0.25), (0.6, 0.1)])
+def test_fold_frequency__is_where_an_alias_is_seen(frequency, seen):
+    assert fold_frequency(frequency, t_r=2.0) == pytest.approx(seen)
+
+
+@pytest.mark.parametrize(("band", "t_r"), [((0.25, 0.35), 0.8), ((0.31, 0.43), 2.0), (0.1, 0.8)])
+def test_without_breathing__takes_the_breath_and_leaves_the_drift(band, t_r):
+    t = np.arange(400) * t_r
+    breath = np.sin(2 * np.pi * np.mean(band if isinstance(band, tuple) else 0.3) * t)
+    drift = 0.002 * t + np.sin(2 * np.pi * 0.01 * t)
+
+    left = without_breathing(np.column_stack([breath, drift]), t_r=t_r, band=band)
+
+    inner = slice(40, -40)
+    assert left[inner, 0].std() < 0.05 * breath.std()
+    np.testing.assert_allclose(left[inner, 1], drift[inner], atol=0.08)
+
+
+def test_without_breathing__equals_the_recipe_of_the_notch():
+    motion = np.random.default_rng(0).normal(size=(150, 6)).cumsum(axis=0)
+    w0, width = (0.2 + 0.3) / 2, 0.3 - 0.2
+    b, a = iirnotch(w0, w0 / width, fs=1 / 0.8)
+
+    expected = filtfilt(b, a, motion, axis=0, padtype="constant", padlen=149)
+
+    np.testing.assert_allclose(without_breathing(motion, t_r=0.8, band=(0.2, 0.3)), expected, atol=1e-10)
 
 
 def test_rms_displacement__equals_the_mean_over_points_of_a_sphere():

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from kconn.denoising import censor, denoise
+from kconn.censoring import censor
+from kconn.denoising import denoise
 from kconn.errors import SchemaError
 from kconn.kernels.quality import dvars, dvars_sums, tsnr
 from kconn.quality import estimate_dvars, estimate_quality

@@ -6,8 +6,9 @@ import statsmodels.api as sm
 import xarray as xr
 from scipy.stats import pearsonr, spearmanr
 
+from kconn.censoring import censor
 from kconn.cohort import assemble
-from kconn.denoising import censor, denoise
+from kconn.denoising import denoise
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.quality import correlate_across, rank_correlation
 from kconn.netmats import estimate_netmats, fisher_z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -11,6 +12,8 @@ from numba import njit
 from scipy.interpolate import CubicSpline
 
 from kconn.errors import InputError
+from kconn.kernels import blas
+from kconn.kernels.spectra import lomb_scargle_operator
 
 Array = npt.NDArray[np.float64]
 Signal = npt.NDArray[np.floating[Any]]
@@ -18,6 +21,8 @@ Frames = npt.NDArray[np.intp]
 
 #: Order of the filter, as in nilearn; each direction counts once.
 ORDER: Final = 5
+#: What stands in for dropped frames while the filter runs.
+Bridge = Literal["cubic", "linear", "lomb-scargle"]
 #: Series that are filtered side by side, one per lane of the vector units.
 LANES: Final = 16
 #: A knot of the spline matters to a missing frame when its weight exceeds this share of the largest.
@@ -46,6 +51,9 @@ class Butterworth:
         Whether a straight line is removed before the filter; the mean always is.
     share
         Share of the frequencies of a run that the filter keeps.
+    spectrum
+        ``(span, kept)`` what makes the frames from the first to the last kept one of the kept ones, where they are
+        bridged by their spectrum.
     """
 
     sos: Array
@@ -57,10 +65,17 @@ class Butterworth:
     weights: Array
     detrend: bool
     share: float
+    spectrum: Array | None = None
 
 
 def fit_butterworth(
-    kept: Frames, *, t_r: float, high_pass: float | None, low_pass: float | None, detrend: bool
+    kept: Frames,
+    *,
+    t_r: float,
+    high_pass: float | None,
+    low_pass: float | None,
+    detrend: bool,
+    bridge: Bridge = "cubic",
 ) -> Butterworth:
     """Return the filter of a run.
 
@@ -74,6 +89,9 @@ def fit_butterworth(
         Half-power edges in Hz, at least one, as `kconn.kernels.filtering.check_band` accepts them.
     detrend
         Remove a straight line first.
+    bridge
+        What stands in for dropped frames inside the run: a cubic spline or a straight line through the kept ones, or
+        the sum of the sines of their Lomb-Scargle spectrum.
 
     Raises
     ------
@@ -98,7 +116,8 @@ def fit_butterworth(
             rule=f"a Butterworth filter of order {ORDER} needs more than {edge}",
             fix="choose the cosine filter, or exclude the run",
         )
-    gaps, starts, weights = _bridge(kept)
+    gaps = np.setdiff1d(np.arange(kept[0], kept[-1] + 1), kept)
+    starts, weights = _WEIGHTS[bridge](kept, gaps)
     nyquist = 0.5 / t_r
     return Butterworth(
         sos=np.ascontiguousarray(sos, dtype=np.float64),
@@ -110,14 +129,14 @@ def fit_butterworth(
         weights=weights,
         detrend=detrend,
         share=((low_pass or nyquist) - (high_pass or 0.0)) / nyquist,
+        spectrum=lomb_scargle_operator(kept) if bridge == "lomb-scargle" and gaps.size else None,
     )
 
 
-def _bridge(kept: Frames) -> tuple[Frames, Frames, Array]:
-    """Return the dropped frames inside the run and their weights on the kept ones, in which a spline is linear."""
-    gaps = np.setdiff1d(np.arange(kept[0], kept[-1] + 1), kept)
+def _cubic_weights(kept: Frames, gaps: Frames) -> tuple[Frames, Array]:
+    """Return the weights of a cubic spline through the kept frames, in which it is linear."""
     if gaps.size == 0:
-        return gaps, gaps.copy(), np.empty((0, 0))
+        return gaps.copy(), np.empty((0, 0))
     dense = CubicSpline(kept, np.eye(len(kept)))(gaps)
     # A knot counts for 0.27 of its neighbour; far ones are below rounding.
     matters = np.abs(dense) > SMALLEST_WEIGHT * np.abs(dense).max(axis=1, keepdims=True)
@@ -126,7 +145,25 @@ def _bridge(kept: Frames) -> tuple[Frames, Frames, Array]:
     width = int((last - first).max()) + 1
     starts = np.minimum(first, len(kept) - width)
     columns = starts[:, None] + np.arange(width)
-    return gaps, starts, np.ascontiguousarray(np.take_along_axis(dense, columns, axis=1))
+    return starts, np.ascontiguousarray(np.take_along_axis(dense, columns, axis=1))
+
+
+def _linear_weights(kept: Frames, gaps: Frames) -> tuple[Frames, Array]:
+    """Return the weights of the kept frames on either side."""
+    after = np.searchsorted(kept, gaps)
+    share = (gaps - kept[after - 1]) / (kept[after] - kept[after - 1])
+    return after - 1, np.ascontiguousarray(np.stack([1 - share, share], axis=1))
+
+
+def _no_weights(kept: Frames, gaps: Frames) -> tuple[Frames, Array]:  # noqa: ARG001 - as its neighbours
+    return np.zeros(len(gaps), dtype=np.intp), np.empty((len(gaps), 0))
+
+
+_WEIGHTS: Final[dict[Bridge, Callable[[Frames, Frames], tuple[Frames, Array]]]] = {
+    "cubic": _cubic_weights,
+    "linear": _linear_weights,
+    "lomb-scargle": _no_weights,
+}
 
 
 def filter_rows(x: Signal, butterworth: Butterworth) -> tuple[Array, Array, Array]:
@@ -168,9 +205,23 @@ def filter_into(x: Signal, butterworth: Butterworth, filtered: Array, level: Arr
     work = np.empty((int(b.kept[-1] - b.kept[0]) + 1 + 2 * b.edge, LANES))
     gaps, starts, weights = b.gaps - b.kept[0], b.starts, b.weights
     filtered[:] = 0.0
-    _filter(
-        compiled_type(x), b.kept, gaps, starts, weights, b.detrend, b.edge, b.sos, b.zi, work, filtered, level, power
-    )
+    series = compiled_type(x) if b.spectrum is None else _bridge_by_spectrum(x, b.kept, b.spectrum)
+    _filter(series, b.kept, gaps, starts, weights, b.detrend, b.edge, b.sos, b.zi, work, filtered, level, power)
+
+
+def _bridge_by_spectrum(x: Signal, kept: Frames, spectrum: Array) -> Array:
+    """Return ``x`` with what its Lomb-Scargle spectrum says about dropped frames, in the variance of the kept ones."""
+    known = x[:, kept].astype(np.float64)
+    mean = known.mean(axis=1, keepdims=True)
+    known -= mean
+    with blas.single_thread():
+        waves = known @ spectrum.T
+    spread, of_waves = known.std(axis=1, ddof=1, keepdims=True), waves.std(axis=1, ddof=1, keepdims=True)
+    waves *= np.divide(spread, of_waves, out=np.zeros_like(spread), where=of_waves > 0)
+    out = np.zeros(x.shape)
+    out[:, kept[0] : kept[-1] + 1] = mean + waves
+    out[:, kept] = x[:, kept]
+    return out
 
 
 def compiled_type(x: npt.NDArray[Any]) -> Signal:
@@ -191,7 +242,8 @@ def _filter(x, kept, gaps, starts, weights, detrend, edge, sos, zi, work, filter
     for start in range(0, len(x), LANES):
         stop = min(start + LANES, len(x))
         _load(x[start:stop, first : last + 1], inner)
-        _bridge_gaps(inner, kept - first, gaps, starts, weights)
+        if weights.shape[1] > 0:
+            _bridge_gaps(inner, kept - first, gaps, starts, weights)
         _remove_line(inner, counts, detrend, mean, squares)
         _reflect(work, edge)
         _run_sections(work, sos, zi, False)  # noqa: FBT003 - compiled code takes no keywords cheaply

@@ -66,11 +66,12 @@ def fill_first_frame(columns: Array) -> Array:
     return out
 
 
-def keep_frames(displacement: Array, *, threshold: float, n_dummy: int) -> npt.NDArray[np.bool_]:
-    """Return ``(time,)`` True where ``displacement`` does not exceed ``threshold`` and the first frames are over."""
-    kept = displacement <= threshold
-    kept[:n_dummy] = False
-    return kept
+def widen_gaps(kept: npt.NDArray[np.bool_], *, n_before: int, n_after: int) -> npt.NDArray[np.bool_]:
+    """Return ``kept (time,)`` with, for each dropped frame, ``n_before`` before it and ``n_after`` after it dropped."""
+    out = kept.copy()
+    for at in np.flatnonzero(~kept):
+        out[max(0, at - n_before) : at + n_after + 1] = False
+    return out
 
 
 def drop_short_segments(kept: npt.NDArray[np.bool_], *, min_segment: int) -> npt.NDArray[np.bool_]:
@@ -124,3 +125,43 @@ def _affine(motion: Array) -> Array:
     out[:, :3, :3] = about_x @ about_y @ about_z
     out[:, :3, 3] = motion[:, :3]
     return out
+
+
+def without_breathing(motion: npt.ArrayLike, *, t_r: float, band: tuple[float, float] | float) -> Array:
+    """Return motion parameters without what breathing adds to them, or without all that is fast.
+
+    A pair is the band of a notch (second order, forward and backward); edges above the Nyquist frequency are folded to
+    where they are seen. A number is the edge of a low-pass (Butterworth of order 2, forward and backward). The first
+    and the last value are repeated beyond the ends.
+
+    Parameters
+    ----------
+    motion
+        ``(time, parameter)``.
+    t_r
+        Seconds from frame to frame.
+    band
+        Hz.
+
+    References
+    ----------
+    Fair DA et al. (2020). Correction of respiratory artifacts in MRI head motion estimates.
+    https://doi.org/10.1016/j.neuroimage.2019.116400
+    Gratton C et al. (2020). Removal of high frequency contamination from motion estimates in single-band fMRI saves
+    data without biasing functional connectivity. https://doi.org/10.1016/j.neuroimage.2020.116866
+    """
+    from scipy.signal import butter, filtfilt, iirnotch  # noqa: PLC0415 - 47 MB that only filters need
+
+    columns = np.asarray(motion, dtype=np.float64)
+    if isinstance(band, tuple):
+        low, high = sorted(fold_frequency(edge, t_r=t_r) for edge in band)
+        middle = (low + high) / 2
+        b, a = iirnotch(middle, middle / (high - low), fs=1 / t_r)
+    else:
+        b, a = butter(2, band, btype="lowpass", fs=1 / t_r)
+    return np.asarray(filtfilt(b, a, columns, axis=0, padtype="constant", padlen=len(columns) - 1), dtype=np.float64)
+
+
+def fold_frequency(frequency: float, *, t_r: float) -> float:
+    """Return at which frequency in Hz, from 0 to Nyquist, a sine of ``frequency`` Hz is seen in frames."""
+    return float(abs(frequency - np.round(frequency * t_r) / t_r))

@@ -38,6 +38,26 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         "artifact in studies of functional connectivity. NeuroImage 2017;154:174-187.",
         doi="10.1016/j.neuroimage.2017.03.020",
     ),
+    "cox": Reference(
+        text="Cox. AFNI: software for analysis and visualization of functional magnetic resonance neuroimages. "
+        "Comput Biomed Res 1996;29:162-173.",
+        doi="10.1006/cbmr.1996.0014",
+    ),
+    "fair": Reference(
+        text="Fair et al. Correction of respiratory artifacts in MRI head motion estimates. "
+        "NeuroImage 2020;208:116400.",
+        doi="10.1016/j.neuroimage.2019.116400",
+    ),
+    "gratton": Reference(
+        text="Gratton et al. Removal of high frequency contamination from motion estimates in single-band fMRI saves "
+        "data without biasing functional connectivity. NeuroImage 2020;217:116866.",
+        doi="10.1016/j.neuroimage.2020.116866",
+    ),
+    "jenkinson": Reference(
+        text="Jenkinson et al. Improved optimization for the robust and accurate linear registration and motion "
+        "correction of brain images. NeuroImage 2002;17:825-841.",
+        doi="10.1006/nimg.2002.1132",
+    ),
     "esteban": Reference(
         text="Esteban et al. fMRIPrep: a robust preprocessing pipeline for functional MRI. "
         "Nat Methods 2019;16:111-116.",
@@ -196,17 +216,49 @@ def _denoising(parameters: Mapping[str, Any], bibliography: Bibliography) -> str
         sentences.append("The signal was used as it came; nothing was regressed or filtered.")
     if n_dummy := denoise.get("dummy_frames"):
         sentences.append(f"The first {count(int(n_dummy), 'frame')} of each run were dropped.")
-    if isinstance(threshold := denoise.get("fd_threshold"), int | float):
+    sentences += _before_the_fit(denoise, bibliography)
+    if beyond := _censored(denoise, bibliography):
         effect = "only the frames that were kept entered the fit and the connectivity estimates"
         if strategy.spikes == "censored":
             effect = "each had a regressor of its own"
-        sentences.append(
-            f"Frames with a framewise displacement above {threshold:g} mm{bibliography.cite('power')} were censored: "
-            f"{effect}."
-        )
+        sentences.append(f"Frames with {_join(beyond, last='or')} were censored: {effect}.")
     if limits := _limits(quality):
         sentences.append(f"Runs with {_join(limits, last='or')} were left out.")
     return _capitalised(" ".join(sentences))
+
+
+def _before_the_fit(denoise: Mapping[str, Any], bibliography: Bibliography) -> list[str]:
+    """Return sentences about what is done to the signal before anything is fitted."""
+    sentences = []
+    if isinstance(fwhm := denoise.get("smoothing_fwhm"), int | float):
+        sentences.append(f"Images were smoothed inside their mask with a Gaussian of {fwhm:g} mm FWHM.")
+    if denoise.get("despike"):
+        sentences.append(
+            "Values further than 2.5 robust standard deviations from the running median of their voxel were drawn"
+            f" towards it{bibliography.cite('cox')}."
+        )
+    return sentences
+
+
+def _censored(denoise: Mapping[str, Any], bibliography: Bibliography) -> list[str]:
+    """Return what a frame is censored for."""
+    beyond = []
+    if isinstance(threshold := denoise.get("fd_threshold"), int | float):
+        source = bibliography.cite("jenkinson" if denoise.get("fd_kind") == "jenkinson" else "power")
+        beyond.append(f"a framewise displacement above {threshold:g} mm{source}{_filtered(denoise, bibliography)}")
+    if isinstance(threshold := denoise.get("dvars_threshold"), int | float):
+        beyond.append(f"a standardised DVARS above {threshold:g}")
+    return beyond
+
+
+def _filtered(denoise: Mapping[str, Any], bibliography: Bibliography) -> str:
+    """Return what was taken out of the motion before, or an empty string."""
+    match denoise.get("motion_filter"):
+        case [low, high]:
+            return f" (of motion without {low:g} to {high:g} Hz{bibliography.cite('fair')})"
+        case int() | float() as edge:
+            return f" (of motion below {edge:g} Hz{bibliography.cite('gratton')})"
+    return ""
 
 
 def _band(high_pass: Any, low_pass: Any) -> str:

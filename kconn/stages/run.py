@@ -11,13 +11,17 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn import schema
-from kconn.denoising import censor, denoise
+from kconn.censoring import censor
+from kconn.denoising import denoise
+from kconn.despiking import despike
 from kconn.errors import InputError, KconnError
+from kconn.frames import MotionBand
 from kconn.grayordinates import COORDS
 from kconn.io import cifti, cubes, nifti, tables
 from kconn.io.cifti import Parcels, SeriesHeader
 from kconn.io.nifti import BoldHeader
 from kconn.io.nifti_header import MatrixHeader
+from kconn.kernels.smoothing import sigma_in_voxels, smooth_volumes
 from kconn.kinds import KINDS
 from kconn.netmats import count_frames, estimate_ar1, estimate_netmats, fisher_z
 from kconn.nodesets import load_nodes
@@ -54,19 +58,29 @@ def denoise_run(job: Job) -> None:
         run = censor(
             run,
             fd_threshold=unless_off(params["fd_threshold"]),
+            dvars_threshold=unless_off(params["dvars_threshold"]),
             n_dummy=params["dummy_frames"],
+            n_before=params["censor_before"],
+            n_after=params["censor_after"],
             min_segment=params["min_segment"],
+            kind=params["fd_kind"],
+            radius=unless_off(params["fd_radius"]),
+            motion_filter=_motion_filter(params["motion_filter"]),
         )
+        # Frames are chosen on the signal as it came: a spike that is squashed no longer shows.
+        ready = despike(run) if params["despike"] else run
         clean = denoise(
-            add_compcor(job, run),
+            add_compcor(job, ready),
             confounds=chosen_strategy(job),
             high_pass=unless_off(params["high_pass"]),
             low_pass=unless_off(params["low_pass"]),
             filter=params["filter"],
+            bridge=params["bridge"],
             detrend=params["detrend"],
+            standardize=params["standardize"],
             min_dof=params["min_dof"],
         )
-        out = _with_quality(clean, params)
+        out = _with_quality(clean.assign(bold=run["bold"]), params)
         if reason := _beyond_limits(out, params):
             out = out.drop_vars("denoised").assign_attrs(excluded=reason)
         job.publish(out)
@@ -77,6 +91,14 @@ def denoise_run(job: Job) -> None:
         if error.code == "E-NO-FRAMES":
             out = out.assign(n_kept=0, minutes_kept=0.0, share_censored=1.0)
         job.publish(out)
+
+
+def _motion_filter(given: str | float | list[float]) -> MotionBand:
+    """Return the filter of motion as `censor` takes it: JSON has no tuples."""
+    if isinstance(given, list):
+        low, high = given
+        return low, high
+    return unless_off(given)
 
 
 def extract_nodes(job: Job) -> None:
@@ -168,6 +190,9 @@ def _stream_image_run(job: Job) -> None:
     dtype, bold_attrs = _stored_as(header)
     n_block = max(1, _STREAM_BYTES // (header.n_voxel * np.dtype(header.dtype).itemsize))
     blocks = nifti.stream_frames(path, header, frames_per_block=n_block, where=where)
+    fwhm = params.get("smoothing_fwhm")
+    if fwhm is not None:
+        dtype, bold_attrs = np.dtype(np.float32), {"fwhm": fwhm}
     rest = xr.Dataset(
         coords={axis: ("voxel", ijk[i]) for i, axis in enumerate("ijk")} | _time(header.n_time, header.t_r),
         attrs={
@@ -184,7 +209,7 @@ def _stream_image_run(job: Job) -> None:
     )
     cubes.write_bold_stream(
         job.target,
-        _finite(blocks, header, dtype, flat_index, where),
+        _smooth(_finite(blocks, header, dtype, flat_index, where), header, flat_index, fwhm),
         flat_index=flat_index,
         n_time=header.n_time,
         dtype=dtype,
@@ -328,6 +353,22 @@ def _finite(
             )
         n_seen += len(block)
         yield values
+
+
+def _smooth(
+    blocks: Iterator[npt.NDArray[Any]], header: BoldHeader, flat_index: npt.NDArray[np.int64], fwhm: float | None
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield the blocks smoothed inside the mask, frame by frame; as they are where no width is given."""
+    if fwhm is None:
+        yield from blocks
+        return
+    # In the order of the file i runs fastest: as a C array, volumes are (k, j, i).
+    grid = header.grid_shape[::-1]
+    sigma = sigma_in_voxels(fwhm, header.affine)[::-1]
+    mask = np.zeros(header.n_voxel, dtype=np.bool_)
+    mask[flat_index] = True
+    for block in blocks:
+        yield smooth_volumes(block.reshape(-1, *grid), mask.reshape(grid), sigma).reshape(len(block), -1)
 
 
 def _time(n_time: int, t_r: float) -> dict[str, Any]:
