@@ -102,12 +102,14 @@ def run_tests(matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], w
             highest=np.stack([np.abs(fit.compared), fit.compared, -fit.compared]),
             to_stat=test.engine.to_z if work.on_z else test.engine.to_stat,
         )
+        compared = [delayed(fit.compared[start:stop]) for start, stop in source.widths]
         cuts.append(
             _Cut(
                 test=test,
                 problem=problem,
                 tally=tallies.tally,
-                observed=[delayed(fit.compared[start:stop]) for start, stop in source.widths],
+                compared=compared,
+                observed=compared,
                 ranges=_find_ranges((test, problem), work, fit, shown),
             )
         )
@@ -137,6 +139,7 @@ def run_map_tests(
             test=test,
             problem=problem,
             tally=spatial.tally_maps,
+            compared=[delayed(one.compared)],
             observed=[delayed(one)],
             ranges=_find_ranges((test, problem), work, one, _Shown(highest=one.enhanced, to_stat=_same)),
         )
@@ -151,11 +154,15 @@ def run_map_tests(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cut:
-    """One test to be cut into tasks: ``tally`` compares relabellings with what was ``observed`` per feature range."""
+    """One test to be cut into tasks: ``tally`` compares relabellings with what was ``observed`` per feature range.
+
+    ``compared`` tells for each range which features are tested.
+    """
 
     test: Test
     problem: tasks.Problem
     tally: Callable[..., Tally]
+    compared: list[Any]
     observed: list[Any]
     ranges: Ranges | None
 
@@ -246,7 +253,11 @@ def _plan_tasks(
     threads, total = source.threads, None
     budget = work.max_mem // threads.per_process
     n_task = -(-tasks.TASKS_PER_THREAD * threads.total // max(1, len(ranges) * len(blocks)))
-    copies = [cycle(of_part) for of_part in blocks]
+    prepared = [
+        [delayed(_prepare, pure=False)(copy, cut.test.engine, cut.compared[i_part], work.dtype) for copy in of_part]
+        for i_part, of_part in zip(here, blocks, strict=True)
+    ]
+    copies = [cycle(of_part) for of_part in prepared]
     for one in ranges:
         rows = tasks.split_range(one, cut.problem, n_part=len(source.widths), n_task=n_task, max_mem=budget)
         tables = [delayed(cut.test.shuffling.part(start, stop)) for start, stop in rows]
@@ -295,16 +306,21 @@ def _observe(block: npt.NDArray[np.floating], engine: glm.Engine) -> glm.Observe
         return tallies.observe_blocks(block, engine)
 
 
+def _prepare(block: npt.NDArray[np.floating], engine: glm.Engine, compared: Values, dtype: str) -> tallies.Blocks:
+    with single_thread():
+        return list(tallies.iterate_blocks(block, engine, compared, dtype))
+
+
 def _tally(
     tally: Callable[..., Tally],
-    block: npt.NDArray[np.floating],
+    blocks: tallies.Blocks,
     engine: glm.Engine,
     part: Relabelling,
     observed: Values | spatial.ObservedMaps,
     dtype: str,
 ) -> Tally:
     with single_thread():
-        return tally(block, engine, part, observed, dtype)
+        return tally(blocks, engine, part, observed, dtype)
 
 
 def _keep(ranges: Ranges, one: tasks.Range, tally: Tally) -> Tally:

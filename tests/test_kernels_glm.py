@@ -150,6 +150,11 @@ def refit(y, design, contrast, permutation, regression):
     return fit.f_test(np.eye(len(rows), model.shape[1])).fvalue * dof_ratio
 
 
+def tally(values, engine, part, compared, dtype):
+    blocks = list(tallies.iterate_blocks(values, engine, compared, dtype))
+    return tallies.tally(blocks, engine, part, compared, dtype)
+
+
 @pytest.mark.parametrize("regression", ["freedman-lane", "manly", "ter-braak", "dekker", "still-white"])
 @pytest.mark.parametrize("contrast", [T, F], ids=["t", "F"])
 def test_tally__equals_a_refit_of_every_relabelling(design, values, contrast, regression):
@@ -158,11 +163,11 @@ def test_tally__equals_a_refit_of_every_relabelling(design, values, contrast, re
     rows = glm.plan_pooled(partition, shuffling, regression)
     with single_thread():
         compared = glm.observe(values, partition).compared
-        found = tallies.tally(values, rows, shuffling.part(1, 80), compared, "float64")
+        found = tally(values, rows, shuffling.part(1, 80), compared, "float64")
     stat = np.array(
         [[refit(y, design, contrast, p, regression) for y in values.T[:6]] for p in shuffling.permutations[1:]]
     )
-    few = tallies.tally(values[:, :6], rows, shuffling.part(1, 80), compared[:6], "float64")
+    few = tally(values[:, :6], rows, shuffling.part(1, 80), compared[:6], "float64")
     rank, dof = partition.rank, partition.dof
     highest = glm.statistic_of_u(few.highest, rank=rank, dof=dof) if rank == 1 else None
     observed = glm.observe(values[:, :6], partition).stat
@@ -195,11 +200,11 @@ def test_tally__bits_do_not_depend_on_the_cut(design, dtype):
     n_block = tallies.plan_permutation_block(rows.n_row)
     with single_thread():
         compared = tallies.observe_blocks(values, rows).compared
-        whole = tallies.tally(values, rows, shuffling.part(1, 400), compared, dtype)
+        whole = tally(values, rows, shuffling.part(1, 400), compared, dtype)
         cut = [
             tallies.join_features(
                 [
-                    tallies.tally(
+                    tally(
                         values[:, first : first + tallies.FEATURE_BLOCK],
                         rows,
                         shuffling.part(1 + start, min(1 + start + n_block, 400)),

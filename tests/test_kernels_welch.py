@@ -88,7 +88,9 @@ def test_compare__equals_a_refit_of_every_relabelling(values, contrast):
 def test_tally__counts_and_extremes_of_z(values):
     engine = welch.plan_welch(glm.split_design(two_groups(), np.array([-1.0, 1])), GROUPS)
     shuffling = plan_shuffling(GROUPS, n_perm=200, seed=1)
-    found = tallies.tally(values, engine, shuffling.part(1, 200), engine.observe(values).compared, "float64")
+    compared = engine.observe(values).compared
+    blocks = list(tallies.iterate_blocks(values, engine, compared, "float64"))
+    found = tallies.tally(blocks, engine, shuffling.part(1, 200), compared, "float64")
     z = engine.compare(engine.build(shuffling.part(1, 200)), engine.prepare(values))
     observed = engine.observe(values).zstat
     np.testing.assert_allclose(found.highest, [np.abs(z).max(axis=1), z.max(axis=1), -z.min(axis=1)])

@@ -13,7 +13,7 @@ from kconn.kernels import clusters
 from kconn.kernels.clusters import Graph, Network, Tfce
 from kconn.kernels.glm import Engine
 from kconn.kernels.permutation import Relabelling
-from kconn.kernels.tallies import TAILS, TIE_RTOL, Tally, build_operands, iterate_blocks
+from kconn.kernels.tallies import TAILS, TIE_RTOL, Blocks, Tally, build_operands
 
 Array = npt.NDArray[np.floating]
 FloatArray = npt.NDArray[np.float64]
@@ -202,24 +202,21 @@ def observe_maps(compared: FloatArray, engine: Engine, enhancement: Enhancement)
     return ObservedMaps(compared=compared, enhancement=own, enhanced=own.sides(filled, engine))
 
 
-def tally_maps(values: Array, engine: Engine, part: Relabelling, observed: ObservedMaps, dtype: str) -> Tally:
+def tally_maps(blocks: Blocks, engine: Engine, part: Relabelling, observed: ObservedMaps, dtype: str) -> Tally:
     """Compare the enhanced maps of some relabellings with the observed ones.
 
     Parameters
     ----------
-    values
-        ``(n_obs, n_feature)``, all features.
-    engine, part, dtype
+    blocks, engine, part, dtype
         As in `kconn.kernels.tallies.tally`.
     observed
         The maps of the identity, and what is made of each map.
     """
-    blocks = list(iterate_blocks(values, engine, observed.compared, dtype))
     bounds = limits(observed.enhanced, dtype)
     highest = []
     counts = np.zeros(bounds.shape, dtype=np.int64)
     for rows in build_operands(engine, part, dtype):
-        compared = np.zeros((rows.shape[1], values.shape[1]))
+        compared = np.zeros((rows.shape[1], observed.compared.size))
         for features, e in blocks:
             compared[:, features] = engine.compare(rows, e)
         for one in compared:

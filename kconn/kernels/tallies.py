@@ -19,6 +19,8 @@ from kconn.kernels.permutation import Relabelling
 Array = npt.NDArray[np.floating]
 FloatArray = npt.NDArray[np.float64]
 CountArray = npt.NDArray[np.int64]
+#: Positions of tested features and what a relabelling multiplies, one pair per canonical block.
+Blocks = list[tuple[npt.NDArray[np.intp], Array]]
 
 TAILS: Final = ("two-sided", "greater", "less")
 #: Features computed together: the canonical grid of every test. A task holds whole blocks, whatever its size.
@@ -68,13 +70,13 @@ def join_ranges(parts: Sequence[Tally]) -> Tally:
     )
 
 
-def tally(values: Array, engine: Engine, part: Relabelling, compared: FloatArray, dtype: str) -> Tally:
+def tally(blocks: Blocks, engine: Engine, part: Relabelling, compared: FloatArray, dtype: str) -> Tally:
     """Compare some relabellings with the observed statistic.
 
     Parameters
     ----------
-    values
-        ``(n_obs, n_feature)``; the first feature lies on the canonical grid (a multiple of `FEATURE_BLOCK`).
+    blocks
+        The data, from `iterate_blocks`.
     engine
         The contrast, and what is relabelled.
     part
@@ -86,10 +88,10 @@ def tally(values: Array, engine: Engine, part: Relabelling, compared: FloatArray
         ``"float64"`` or ``"float32"``: precision of the product. The observed statistic is always float64.
     """
     operands = build_operands(engine, part, dtype)
-    n_perm, n_feature = len(part.permutations), values.shape[1]
+    n_perm, n_feature = len(part.permutations), compared.size
     highest, lowest = np.full(n_perm, -np.inf), np.full(n_perm, np.inf)
     totals = np.zeros((len(TAILS), n_feature), dtype=np.int64)
-    for features, e in iterate_blocks(values, engine, compared, dtype):
+    for features, e in blocks:
         limits = engine.limits(compared[features], TIE_RTOL[dtype]).cast(dtype)
         counts = np.zeros((3, features.size), dtype=np.int32)
         i_perm = 0
@@ -120,7 +122,15 @@ def build_operands(engine: Engine, part: Relabelling, dtype: str) -> list[Array]
 def iterate_blocks(
     values: Array, engine: Engine, compared: FloatArray, dtype: str
 ) -> Iterator[tuple[npt.NDArray[np.intp], Array]]:
-    """Yield positions and prepared data of the tested features, one canonical block at a time."""
+    """Yield positions and prepared data of the tested features, one canonical block at a time.
+
+    Parameters
+    ----------
+    values
+        ``(n_obs, n_feature)``; the first feature lies on the canonical grid (a multiple of `FEATURE_BLOCK`).
+    engine, compared, dtype
+        As in `tally`.
+    """
     for first in range(0, values.shape[1], FEATURE_BLOCK):
         kept = np.flatnonzero(~np.isnan(compared[first : first + FEATURE_BLOCK]))
         if kept.size:
