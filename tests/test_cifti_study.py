@@ -1,5 +1,6 @@
 """Studies of CIFTI runs: from the files of a pipeline to the store, its node series and its results."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from nibabel.cifti2 import cifti2_axes
 
+from benchmarks import bench_cifti
 from kconn.cli import EXIT_DONE, EXIT_ERROR, main
 from kconn.execution import run_plan
 from kconn.grayordinates import read_grayordinates
@@ -382,3 +384,12 @@ def test_run__finds_the_planted_effect_of_a_simulated_hcp_study(tmp_path):
         tuple(sorted(pair)) for pair in zip(significant["node_i"].values, significant["node_j"].values, strict=True)
     }
     assert edges == {tuple(sorted(pair)) for pair in zip(truth["node_i"], truth["node_j"], strict=True)}
+
+
+@pytest.mark.slow
+def test_ingest_run__holds_blocks_of_a_long_dtseries_and_no_more(tmp_path):
+    bench_cifti.write_series(tmp_path / "01.dtseries.nii")
+    bench_cifti.write_study(tmp_path)
+    command = [sys.executable, "-m", "benchmarks.bench_cifti", str(tmp_path / "study.toml")]
+    done = subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    assert json.loads(done.stdout)["peak"] < bench_cifti.LIMIT_MB < (tmp_path / "01.dtseries.nii").stat().st_size / 1e6
