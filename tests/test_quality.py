@@ -10,7 +10,7 @@ from kconn.censoring import censor
 from kconn.denoising import denoise
 from kconn.errors import SchemaError
 from kconn.kernels.quality import dvars, dvars_sums, tsnr
-from kconn.quality import estimate_dvars, estimate_quality
+from kconn.quality import estimate_carpet, estimate_courses, estimate_dvars, estimate_motion, estimate_quality
 from kconn.testing import simulate_run
 
 
@@ -171,3 +171,82 @@ def test_estimate_dvars__is_lazy_and_has_the_same_bits_for_any_chunks(run, monke
         lazy = estimate_dvars(run.chunk(voxel=17, time=11))
 
     xr.testing.assert_identical(lazy.compute(scheduler="threads"), eager)
+
+
+def test_estimate_motion__is_the_mean_absolute_step(run):
+    actual = estimate_motion(run)
+    table = run["confounds"].sel(confound=["trans_y", "rot_z"]).to_numpy()
+    steps = [np.mean([abs(row[t] - row[t - 1]) for t in range(1, 120)]) for row in table.T]
+    assert actual["step_trans_y"].item() == pytest.approx(steps[0])
+    assert actual["step_rot_z"].item() == pytest.approx(np.degrees(steps[1]))
+    assert np.isnan(estimate_motion(run.drop_vars("confounds"))["step_rot_z"])
+
+
+def test_estimate_courses__takes_dvars_from_the_table_and_makes_them_where_there_is_none(run):
+    given = estimate_courses(run)
+    np.testing.assert_array_equal(given["std_dvars"][1:], run["confounds"].sel(confound="std_dvars")[1:])
+    made = estimate_courses(run.drop_vars("confounds"))
+    np.testing.assert_allclose(made["std_dvars"], estimate_dvars(run)["std_dvars"])
+    assert made["mean_std_dvars"].item() == pytest.approx(made["std_dvars"][1:].mean().item())
+    assert made["max_std_dvars"] == made["std_dvars"].max()
+
+
+def test_estimate_courses__global_signal_is_the_mean_of_the_voxels(run):
+    actual = estimate_courses(run)
+    mean = run["bold"].to_numpy().astype(np.float64).mean(axis=0)
+    kept = mean[run["sample_mask"].to_numpy()]
+    np.testing.assert_allclose(actual["global_signal"], mean, rtol=1e-12)
+    assert actual["global_sd"].item() == pytest.approx(100 * kept.std(ddof=1) / kept.mean())
+
+
+def test_estimate_carpet__shows_the_same_voxels_without_line_in_one_order(run):
+    clean = denoise(run, confounds="6P", high_pass=0.008, low_pass=None)
+    actual = estimate_carpet(estimate_courses(clean))
+    kept = run["sample_mask"].to_numpy()
+    before, after = actual["carpet"].to_numpy(), actual["carpet_denoised"].to_numpy()
+    assert before.dtype == np.int8
+    assert before.shape == after.shape == (200, 120)
+    assert (before > -128).all()
+    np.testing.assert_array_equal(after == -128, np.broadcast_to(~kept, after.shape))
+
+    chosen = np.arange(200) * run.sizes["voxel"] // 200
+    rows = run["bold"].to_numpy()[chosen][:, kept].astype(np.float64)
+    signal = actual["global_signal"].to_numpy()[kept]
+    time, counted = np.flatnonzero(kept), np.arange(kept.sum())
+    r = [np.corrcoef(_no_line(row, counted), _no_line(signal, counted))[0, 1] for row in rows]
+    first = int(np.argmax(r))
+    straight = _no_line(rows[first], time)
+    expected = np.clip(straight / np.sqrt((straight**2).sum() / (len(time) - 2)), -3, 3) * 40
+    np.testing.assert_allclose(before[0, kept], expected, atol=0.51)
+
+
+def _no_line(row, time):
+    return row - np.polyval(np.polyfit(time, row, 1), time)
+
+
+def test_estimate_carpet__small_tables_show_every_column_and_dead_ones_nothing():
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(5, 40))
+    signal[2] = 3.0
+    table = estimate_courses(xr.Dataset({"bold": (("column", "time"), signal)}))
+    assert (estimate_carpet(table)["carpet"].to_numpy() == -128).all(axis=1).tolist() == [False] * 4 + [True]
+
+
+def test_quality_of_a_run__is_lazy_and_has_the_same_bits_for_any_chunks(run, monkeypatch):
+    monkeypatch.setattr("kconn.quality.plan_voxel_blocks", lambda _n_voxel, _n_time: 50)
+
+    def quality(ds):
+        clean = denoise(ds.drop_vars("confounds"), confounds=None, high_pass=0.01, low_pass=None)
+        return estimate_carpet(estimate_courses(estimate_motion(estimate_quality(clean))))
+
+    with dask.config.set(scheduler=no_compute):
+        lazy = quality(run.chunk(voxel=17, time=11))
+    eager = quality(run)
+    for name in ("global_signal", "global_sd", "std_dvars", "mean_std_dvars", "carpet", "carpet_denoised"):
+        np.testing.assert_array_equal(lazy[name].compute(scheduler="threads"), eager[name], err_msg=name)
+
+
+def test_estimate_quality__of_a_table_without_motion_knows_none(run):
+    other = run[["bold", "confounds"]].sel(confound=["csf"])
+    assert np.isnan(estimate_quality(other)["mean_fd"])
+    assert "framewise_displacement" not in estimate_courses(other)

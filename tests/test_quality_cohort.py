@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 import xarray as xr
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import false_discovery_control, pearsonr, spearmanr
 
 from kconn.censoring import censor
 from kconn.cohort import assemble
@@ -13,7 +13,7 @@ from kconn.errors import InputError, SchemaError
 from kconn.kernels.quality import correlate_across, rank_correlation
 from kconn.netmats import estimate_netmats, fisher_z
 from kconn.quality import estimate_quality
-from kconn.quality_cohort import estimate_qc_fc
+from kconn.quality_cohort import MOTION_MEASURES, average_subjects, compare_motion, estimate_qc_fc
 
 N_OBS, N_NODE = 24, 6
 NODES = [f"n{i}" for i in range(N_NODE)]
@@ -193,3 +193,56 @@ def test_estimate_qc_fc__falls_to_chance_after_denoising_and_a_neural_edge_survi
     edge = after["netmat"].isel(edge=0).to_numpy()
     linked = np.array(group)
     assert edge[linked].mean() - edge[~linked].mean() > 5 * edge.std() / np.sqrt(len(edge))
+
+
+def test_estimate_qc_fc__chance_is_what_relabelling_gives(cohort, rng):
+    null = cohort.assign(netmat=(("observation", "edge"), rng.normal(size=cohort["netmat"].shape)))
+    found = estimate_qc_fc(null, n_perm=200, seed=3)
+    shares = []
+    for i in range(200):
+        order = np.random.default_rng(np.random.SeedSequence(3, spawn_key=(i,))).permutation(N_OBS)
+        p = [pearsonr(column, null["mean_fd"].to_numpy()[order]).pvalue for column in null["netmat"].to_numpy().T]
+        shares.append(np.mean(np.array(p) < 0.05))
+    np.testing.assert_allclose(found["qc_fc_share_chance"], np.quantile(shares, [0.025, 0.975]))
+    assert found["qc_fc_median_chance"][0] < found["qc_fc_median"] < found["qc_fc_median_chance"][1]
+    assert "qc_fc_distance_chance" not in found
+    xr.testing.assert_identical(found["qc_fc"], estimate_qc_fc(null)["qc_fc"])
+
+
+def test_estimate_qc_fc__counts_what_survives_the_false_discovery_rate(cohort):
+    found = estimate_qc_fc(cohort)
+    survives = false_discovery_control(found["qc_fc_p"].to_numpy()) < 0.05
+    assert found["qc_fc_share_fdr"].item() == survives.mean() > 0
+
+
+def test_average_subjects__weighs_sessions_alike_whatever_their_order(cohort, rng):
+    labels = [f"{i // 2:02d}" for i in range(N_OBS)]
+    several = cohort.assign_coords(subject=("observation", labels))
+    actual = average_subjects(several)
+    assert actual["subject"].to_numpy().tolist() == sorted(set(labels))
+    np.testing.assert_allclose(actual["mean_fd"], several["mean_fd"].to_numpy().reshape(-1, 2).mean(axis=1))
+    np.testing.assert_allclose(actual["netmat"][3], several["netmat"].to_numpy()[6:8].mean(axis=0))
+    shuffled = several.isel(observation=rng.permutation(N_OBS))
+    np.testing.assert_allclose(average_subjects(shuffled)["netmat"], actual["netmat"], rtol=1e-12)
+
+
+def test_compare_motion__joins_by_subject_and_leaves_out_who_lacks_a_visit(rng):
+    values = {name: ("observation", rng.random(7)) for name in MOTION_MEASURES}
+    ds = xr.Dataset(
+        values,
+        coords={
+            "subject": ("observation", list("abcdabc")),
+            "session": ("observation", ["1"] * 4 + ["2"] * 3),
+        },
+    )
+    choices = {"factors": {"arm": dict(zip("abcd", "xxyy", strict=True))}, "changes": [("1", "2")]}
+    found = compare_motion(ds, **choices, n_perm=100, seed=0)
+    shuffled = compare_motion(ds.isel(observation=rng.permutation(7)), **choices, n_perm=100, seed=0)
+    xr.testing.assert_identical(found, shuffled)
+    fd = ds["mean_fd"].to_numpy()
+    paired = found.sel(measure="mean_fd").isel(comparison=found["test"].to_numpy() == "visits")
+    assert paired["at"].to_numpy().tolist() == ["", "x", "y"]
+    assert paired["n_first"].to_numpy().tolist() == [3, 2, 1]
+    assert paired["mean_first"].to_numpy()[0] == pytest.approx(fd[:3].mean())
+    assert paired["mean_second"].to_numpy()[0] == pytest.approx(fd[4:].mean())
+    assert np.isnan(paired["p_unc"].to_numpy()[2])

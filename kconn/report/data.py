@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import xarray as xr
 from kconn import schema
 from kconn.design import Hypothesis, name_row
 from kconn.errors import SchemaError
+from kconn.exclusions import Exclusion, FlowStage
 from kconn.kinds import KINDS, describe_unit
 
 BoolArray = npt.NDArray[np.bool_]
@@ -140,6 +141,17 @@ class ReportData:
         Threshold for ``p_fwe``.
     notes
         Anything else that a reader must know, one sentence each.
+    exclusions
+        Everything that was left out.
+    flow
+        How much was left after each step that leaves out.
+    motion
+        Motion between groups and visits, as `kconn.compare_motion` returns it, or None.
+    qc_fc
+        Node set, with the kind where it is not the full correlation -> what `kconn.estimate_qc_fc` adds, and the same
+        with ``_before``.
+    carpets
+        Runs with what `kconn.report.carpet.draw_carpet` needs, opened one by one as the page is written.
     """
 
     study: str
@@ -155,6 +167,11 @@ class ReportData:
     group: str | None = None
     alpha: float = 0.05
     notes: Sequence[str] = ()
+    exclusions: Sequence[Exclusion] = ()
+    flow: Sequence[FlowStage] = ()
+    motion: xr.Dataset | None = None
+    qc_fc: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    carpets: Iterable[tuple[str, xr.Dataset]] = ()
 
     def visits(self) -> list[str]:
         """Return the sessions, those of a change in its own order first: "pre" comes before "post"."""

@@ -19,15 +19,15 @@ from markupsafe import Markup
 from kconn.cohort import group_mean, list_missing, node_names, ward_order
 from kconn.kernels.netmats import unpack_edges
 from kconn.report import figures
+from kconn.report.carpet import draw_carpet
 from kconn.report.connectome import has_coordinates, plot_brain, plot_ring
 from kconn.report.data import Recovery, ReportData, TestedContrast, edge_table, kind_words, recover_truth
 from kconn.report.methods import Bibliography, Reference, write_methods
 from kconn.report.palette import group_colour
+from kconn.report.quality import exclusion_table, flow_boxes, motion_tables, qc_fc_figures, qc_fc_notes
 from kconn.report.svg import inline_svg, styled
 from kconn.report.tables import (
     Table,
-    exclusion_table,
-    flow_steps,
     parameter_table,
     run_table,
     study_table,
@@ -53,6 +53,7 @@ N_STRONGEST: Final = 5
 
 _PANELS: Final[Mapping[str, str]] = {
     "mean_fd": "mean FD (mm)",
+    "mean_std_dvars": "mean std. DVARS",
     "n_kept": "frames kept",
     "median_tsnr": "median tSNR",
     "df_left": "df left",
@@ -141,14 +142,20 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     bibliography = Bibliography()
+    flow, tests = flow_boxes(data.flow, data.contrasts)
     with styled():
         context: dict[str, Any] = {
             "css": Markup(files("kconn.report").joinpath("templates/report.css").read_text("utf-8")),  # noqa: S704 - ours
             "data": data,
             "alpha": format_alpha(data.alpha),
             "study_table": study_table(data),
-            "flow": flow_steps(data),
-            "exclusions": exclusion_table(data),
+            "flow": flow,
+            "tests": tests,
+            "exclusions": exclusion_table(data.exclusions),
+            "motion": motion_tables(data.motion),
+            "qc_fc": qc_fc_figures(data),
+            "qc_fc_notes": qc_fc_notes(data),
+            "carpets": _carpets(data),
             "quality": _quality_figure(data),
             "run_table": run_table(data.sorted_runs()),
             "matrices": _matrix_figures(data),
@@ -160,6 +167,20 @@ def render_report(data: ReportData) -> str:
             "tables": _reproduction_table(data),
         }
     return environment.get_template("report.html.j2").render(context)
+
+
+def _carpets(data: ReportData) -> list[tuple[str, str, Markup]]:
+    """Return the place of each run, why it was left out, and its carpet plot."""
+    threshold = data.parameters.get("denoise", {}).get("fd_threshold")
+    reasons = {exclusion.where: exclusion.reason for exclusion in data.exclusions if exclusion.run}
+    return [
+        (
+            where,
+            reasons.get(where, ""),
+            draw_carpet(run, label=where, fd_threshold=threshold if isinstance(threshold, int | float) else None),
+        )
+        for where, run in data.carpets
+    ]
 
 
 def _references(bibliography: Bibliography, data: ReportData) -> list[Reference]:
@@ -180,7 +201,12 @@ def _quality_figure(data: ReportData) -> Markup:
     quality = data.parameters.get("quality", {})
     limits = {
         name: float(quality[key])
-        for name, key in (("mean_fd", "max_mean_fd"), ("n_kept", "min_frames"), ("df_left", "min_dof"))
+        for name, key in (
+            ("mean_fd", "max_mean_fd"),
+            ("mean_std_dvars", "max_std_dvars"),
+            ("n_kept", "min_frames"),
+            ("df_left", "min_dof"),
+        )
         if isinstance(quality.get(key), int | float)
     }
     runs = data.runs.assign(session=data.runs["session"].astype(str))

@@ -102,6 +102,11 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         "J Multivar Anal 2004;88:365-411.",
         doi="10.1016/S0047-259X(03)00096-4",
     ),
+    "motoyama": Reference(
+        text="Motoyama et al. Resting-state brain functional connectivity in patients with chronic pain who responded "
+        "to subanesthetic-dose ketamine. Sci Rep 2019;9.",
+        doi="10.1038/s41598-019-49360-1",
+    ),
     "nichols": Reference(
         text="Nichols, Holmes. Nonparametric permutation tests for functional neuroimaging. "
         "Hum Brain Mapp 2002;15:1-25.",
@@ -176,6 +181,7 @@ def write_methods(data: ReportData, bibliography: Bibliography) -> list[tuple[st
     return [
         ("Data", _data(data, _table(parameters, "inputs"), bibliography)),
         ("Denoising", _denoising(parameters, bibliography)),
+        ("Quality", _quality(data, bibliography)),
         ("Connectivity", _connectivity(data, _table(parameters, "connectivity"), bibliography)),
         ("Statistics", _statistics(data.contrasts, data.alpha, bibliography)),
     ]
@@ -224,6 +230,8 @@ def _denoising(parameters: Mapping[str, Any], bibliography: Bibliography) -> str
         sentences.append(f"Frames with {_join(beyond, last='or')} were censored: {effect}.")
     if limits := _limits(quality):
         sentences.append(f"Runs with {_join(limits, last='or')} were left out.")
+    if of_session := _session_limits(quality):
+        sentences.append(f"So were sessions whose remaining runs held fewer than {_join(of_session, last='or')}.")
     return _capitalised(" ".join(sentences))
 
 
@@ -261,6 +269,22 @@ def _filtered(denoise: Mapping[str, Any], bibliography: Bibliography) -> str:
     return ""
 
 
+def _quality(data: ReportData, bibliography: Bibliography) -> str:
+    sentences = []
+    if data.motion is not None and data.motion.sizes["comparison"]:
+        sentences.append(
+            f"Mean framewise displacement and the mean absolute step of each of the six motion parameters"
+            f"{bibliography.cite('motoyama')} were compared between groups by Welch's t-test and between visits by the "
+            "paired t-test, with p by permutation beside it, uncorrected."
+        )
+    if data.qc_fc:
+        sentences.append(
+            "The correlation of each connection with mean framewise displacement over subjects (QC-FC) and its "
+            f"dependence on distance{bibliography.cite('ciric')} were compared with what relabelling subjects gives."
+        )
+    return " ".join(sentences) or "No measure of quality beyond the limits was computed."
+
+
 def _band(high_pass: Any, low_pass: Any) -> str:
     low = high_pass if isinstance(high_pass, int | float) else None
     high = low_pass if isinstance(low_pass, int | float) else None
@@ -271,11 +295,19 @@ def _band(high_pass: Any, low_pass: Any) -> str:
     return f"frequencies above {high:g} Hz" if high is not None else ""
 
 
+def _session_limits(quality: Mapping[str, Any]) -> list[str]:
+    words = {"min_session_frames": "{:g} frames", "min_session_minutes": "{:g} minutes"}
+    return [text.format(quality[name]) for name, text in words.items() if isinstance(quality.get(name), int | float)]
+
+
 def _limits(quality: Mapping[str, Any]) -> list[str]:
     words = {
         "min_frames": "fewer than {:g} frames kept",
+        "min_minutes": "fewer than {:g} minutes kept",
         "min_dof": "fewer than {:g} degrees of freedom left",
         "max_mean_fd": "a mean framewise displacement above {:g} mm",
+        "max_censored": "more than {:.0%} of their frames censored",
+        "max_std_dvars": "a mean standardised DVARS above {:g}",
     }
     return [text.format(quality[name]) for name, text in words.items() if isinstance(quality.get(name), int | float)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import xarray as xr
 
 from kconn.contrasts import split_contrasts
 from kconn.design import Hypothesis
-from kconn.io import cubes
+from kconn.exclusions import count_flow, list_exclusions, tabulate_exclusions
+from kconn.io import cubes, derivatives
+from kconn.io.files import write_atomic
+from kconn.kinds import KINDS
 from kconn.plan import Step
 from kconn.report.data import Recovery, ReportData, TestedContrast, describe_contrast, recover_truth
 from kconn.report.html import write_report
@@ -24,7 +28,7 @@ _TRUTH = "truth.tsv"
 
 
 def write_study_report(bench: Workbench) -> Path:
-    """Write the report of a study from what is published.
+    """Write the report of a study from what is published, and beside it every exclusion as a table.
 
     Raises
     ------
@@ -32,6 +36,8 @@ def write_study_report(bench: Workbench) -> Path:
         ``E-STORE-UNSEALED`` if the study was not run to its end.
     """
     write_report(gather_report(bench), bench.study.report)
+    table = derivatives.table_bytes(tabulate_exclusions(list_exclusions(bench)))
+    write_atomic(bench.study.report.with_name(f"{bench.study.report.stem}_exclusions.tsv"), table)
     return bench.study.report
 
 
@@ -48,6 +54,7 @@ def recover_planted(bench: Workbench) -> dict[str, Recovery]:
 def gather_report(bench: Workbench) -> ReportData:
     """Read everything that the report shows."""
     study = bench.study
+    exclusions = list_exclusions(bench)
     quality = _open(bench, next(step for step in bench.plan.steps if step.stage == "quality"))
     cohorts = {_node_set_and_kind(step): _open(bench, step) for step in bench.plan.steps if step.stage == "cohort"}
     effects = {str(contrast.effect) for contrast in study.contrasts.values() if contrast.test == "two-sample"}
@@ -64,7 +71,31 @@ def gather_report(bench: Workbench) -> ReportData:
         n_inputs=len({digest for step in bench.plan.steps for digest in step.digests.values()}),
         group=effects.pop() if len(effects) == 1 else None,
         notes=_notes(bench),
+        exclusions=exclusions,
+        flow=count_flow(bench, exclusions),
+        motion=_open(bench, next(step for step in bench.plan.steps if step.stage == "motion")),
+        qc_fc={_qc_fc_title(step): _open(bench, step) for step in bench.plan.steps if step.stage == "qcfc"},
+        carpets=_Carpets(bench=bench),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Carpets:
+    """The runs of a study, opened one at a time and without their voxels."""
+
+    bench: Workbench
+
+    def __iter__(self) -> Iterator[tuple[str, xr.Dataset]]:
+        wanted = ("carpet", "carpet_denoised", "std_dvars", "framewise_displacement", "sample_mask")
+        for step in self.bench.plan.steps:
+            if step.stage == "denoise":
+                run = _open(self.bench, step)
+                yield step.where, run[[name for name in wanted if name in run]].compute()
+
+
+def _qc_fc_title(step: Step) -> str:
+    _, node_set, *kind = step.address.path.split("/")
+    return f"{node_set}, {KINDS[kind[0] if kind else 'corr'].words}"
 
 
 def _contrasts(bench: Workbench, cohorts: dict[tuple[str, str], xr.Dataset]) -> Iterator[TestedContrast]:

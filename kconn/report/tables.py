@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kconn.report.data import ReportData
-from kconn.report.words import DASH, count, format_number
+from kconn.report.words import DASH, format_number
 
 #: Columns of the run table -> heading and decimals.
 RUN_COLUMNS: Final[Mapping[str, tuple[str, int]]] = {
@@ -23,7 +23,9 @@ RUN_COLUMNS: Final[Mapping[str, tuple[str, int]]] = {
     "minutes_kept": ("min kept", 1),
     "mean_fd": ("mean FD (mm)", 3),
     "max_fd": ("max FD (mm)", 2),
+    "mean_std_dvars": ("mean std. DVARS", 2),
     "median_tsnr": ("median tSNR", 0),
+    "global_sd": ("global SD (%)", 2),
     "df_left": ("df left", 0),
 }
 _MAX_LEVELS: Final = 6
@@ -89,47 +91,9 @@ def run_table(runs: pd.DataFrame) -> Table:
     )
 
 
-def exclusion_table(data: ReportData) -> Table:
-    """Return every run and every subject that was left out, gathered by reason."""
-    gathered: dict[tuple[str, str], list[str]] = {}
-    for _, run in data.runs[data.runs["excluded"].astype(str) != ""].iterrows():
-        reason = _CODE.sub("", str(run["excluded"]))
-        gathered.setdefault(("everything", reason), []).append(_place(run["subject"], run["session"], run["run"]))
-    for contrast in data.contrasts:
-        for subject, reason in sorted(contrast.left_out.items()):
-            members = gathered.setdefault((contrast.name, reason), [])
-            if _place(subject, "", "") not in members:
-                members.append(_place(subject, "", ""))
-    rows = tuple((what, reason, f"{len(who)}", ", ".join(who)) for (what, reason), who in gathered.items())
-    return Table(
-        columns=("left out of", "because", "n", "who"), rows=rows, numeric=frozenset({2}), prose=frozenset({1, 3})
-    )
-
-
 def parameter_table(parameters: Mapping[str, Any]) -> Table:
     """Return every parameter, one row each, without absolute paths."""
     return Table(columns=("parameter", "value"), rows=tuple(_flatten(parameters, ())))
-
-
-def flow_steps(data: ReportData) -> list[tuple[str, ...]]:
-    """Return the way from all runs to the tests: boxes of lines, the first line the main one."""
-    out = data.runs["excluded"].astype(str) != ""
-    n_session = len(data.runs[~out][["subject", "session"]].drop_duplicates())
-    lost = f"{count(int(out.sum()), 'run')} left out" if out.any() else "none left out"
-    boxes: list[tuple[str, ...]] = [
-        (f"{count(len(data.runs), 'run')} read", f"of {count(data.runs['subject'].nunique(), 'subject')}"),
-        (f"{count(int((~out).sum()), 'run')} used", f"in {count(n_session, 'session')}; {lost}"),
-    ]
-    tests = {contrast.name: contrast.observed.sizes["observation"] for contrast in data.contrasts}
-    if tests:
-        lines = (f"{count(n_subject, 'subject')} in {name}" for name, n_subject in tests.items())
-        boxes.append((f"{count(len(tests), 'test')}", *lines))
-    return boxes
-
-
-def _place(subject: object, session: object, run: object) -> str:
-    parts = (("sub", subject), ("ses", session), ("run", run))
-    return " ".join(f"{word}-{str(label).removeprefix(word + '-')}" for word, label in parts if str(label))
 
 
 def _numbers(people: pd.DataFrame, members: pd.Index[Any], column: str) -> npt.NDArray[np.float64]:

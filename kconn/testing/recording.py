@@ -43,7 +43,14 @@ class Recording:
 
 
 def record(
-    brain: Brain, factor: FloatArray, *, n_time: int, t_r: float, motion_level: float, rng: np.random.Generator
+    brain: Brain,
+    factor: FloatArray,
+    *,
+    n_time: int,
+    t_r: float,
+    motion_level: float,
+    artefact: float = 1.0,
+    rng: np.random.Generator,
 ) -> Recording:
     """Simulate one run.
 
@@ -57,6 +64,8 @@ def record(
         Frames and their distance in seconds.
     motion_level
         1 for a calm subject; 6 spoils most of a run.
+    artefact
+        How much the same movement disturbs the image: 1 as a rule, 0 not at all.
     rng
         Source of this run's randomness, used by nothing else.
     """
@@ -65,7 +74,7 @@ def record(
     source = np.einsum("ij,jt->it", factor, white)
     motion = draw_motion(rng, n_time=n_time, t_r=t_r, level=motion_level)
     displacement = framewise_displacement(motion)
-    bold = _draw_bold(brain, source, motion, displacement, t_r=t_r, rng=rng)
+    bold = _draw_bold(brain, source, motion, displacement, t_r=t_r, artefact=artefact, rng=rng)
     return Recording(bold=bold, source=source, confounds=_tabulate(brain, bold, motion, displacement, t_r=t_r))
 
 
@@ -115,6 +124,7 @@ def _draw_bold(
     displacement: FloatArray,
     *,
     t_r: float,
+    artefact: float,
     rng: np.random.Generator,
 ) -> npt.NDArray[np.float32]:
     n_time = source.shape[1]
@@ -130,11 +140,11 @@ def _draw_bold(
         (_TISSUE * tissue[1], brain.white_matter.astype(float)),
         (_TISSUE * tissue[2], brain.csf.astype(float)),
         (_DRIFT * ramp, 1 + rng.standard_normal() * position[:, 1]),
-        (-_SPIKE_PER_MM * jerk, 0.6 + brain.radius**2),
+        (-_SPIKE_PER_MM * artefact * jerk, 0.6 + brain.radius**2),
     ]
     for i_axis in range(6):
         map_of_axis = position @ rng.standard_normal(3) + 0.3 * rng.standard_normal()
-        nuisances.append((_PER_MM * scaled[:, i_axis], map_of_axis * brain.radius))
+        nuisances.append((_PER_MM * artefact * scaled[:, i_axis], map_of_axis * brain.radius))
 
     bold = rng.standard_normal((len(position), n_time), dtype=np.float32)
     bold *= np.float32(_NOISE * brain.noise_scale)

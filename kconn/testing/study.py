@@ -85,6 +85,7 @@ class _Trial:
     effects: tuple[PlantedEdge, ...]
     participants: pd.DataFrame
     high_motion: frozenset[tuple[int, int, int]]
+    motion_artefact: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +109,7 @@ def simulate_study(  # noqa: PLR0913 - the parameters of a trial
     n_effect_edges: int = 8,
     effect_size: float = 0.45,
     n_high_motion_runs: int = 2,
+    motion_artefact: float = 1.0,
     layout: Layout = "fmriprep",
     max_workers: int = 1,
     seed: int = 0,
@@ -136,6 +138,8 @@ def simulate_study(  # noqa: PLR0913 - the parameters of a trial
         Change of a planted correlation between node courses, before noise.
     n_high_motion_runs
         Runs spoilt by motion, so that there is something to exclude.
+    motion_artefact
+        How much the same movement disturbs the image, in every group alike: 1 as a rule, 0 not at all.
     layout
         ``"fmriprep"`` writes images, masks and confounds; ``"hcp"`` writes dtseries and motion as the HCP pipelines do,
         and the atlas as a dlabel; ``"tables"`` writes node time series and confounds.
@@ -164,6 +168,7 @@ def simulate_study(  # noqa: PLR0913 - the parameters of a trial
         "n_effect_edges": n_effect_edges,
         "effect_size": effect_size,
         "n_high_motion_runs": n_high_motion_runs,
+        "motion_artefact": motion_artefact,
         "layout": layout,
         "seed": seed,
     }
@@ -251,6 +256,7 @@ def _plan_trial(root: Path, parameters: dict[str, Any]) -> _Trial:
         correlation=correlation,
         effects=effects,
         participants=participants,
+        motion_artefact=parameters["motion_artefact"],
         high_motion=frozenset((int(i), int(j), int(k)) for i, j, k in bad),
     )
 
@@ -360,6 +366,7 @@ def _simulate(trial: _Trial, run: _Run) -> Recording:
         n_time=trial.n_time,
         t_r=trial.t_r,
         motion_level=_HIGH_MOTION if spoilt else float(calm),
+        artefact=trial.motion_artefact,
         rng=_generator(trial.seed, _KEY_RUN, run.i_subject, run.i_session, run.i_run),
     )
 
