@@ -1,4 +1,4 @@
-"""The shell: ``kconn simulate | init | check | plan | run | status | verify | report | export | clean``."""
+"""The shell: ``kconn simulate | init | check | plan | run | status | verify | report | export | design | clean``."""
 
 from __future__ import annotations
 
@@ -206,6 +206,17 @@ def export(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def design(arguments: argparse.Namespace) -> int:
+    """Write the design of a contrast as files for FSL randomise or PALM, with the ids of its rows."""
+    from kconn.design_files import write_design
+    from kconn.workbench import prepare
+
+    written = write_design(prepare(arguments.study), arguments.contrast, Path(arguments.out), form=arguments.format)
+    of = "the observations of the results" if written.from_results else "every run as if it were usable"
+    _say(f"wrote {len(written.files)} files to {arguments.out}, for {of}\n{written.command}")
+    return EXIT_DONE
+
+
 def clean(arguments: argparse.Namespace) -> int:
     """Remove results that newer ones have replaced, and leftovers of killed runs."""
     from kconn.io import store
@@ -273,6 +284,10 @@ def _parser() -> argparse.ArgumentParser:
     exported = add("export", export)
     exported.add_argument("--out", required=True, help="folder to write")
     exported.add_argument("--images", action="store_true", help="also the denoised series and tSNR maps: large")
+    written = add("design", design)
+    written.add_argument("contrast", help="name of the contrast")
+    written.add_argument("--out", required=True, help="folder to write")
+    written.add_argument("--format", choices=["fsl", "palm"], default="fsl", help="whose files (default fsl)")
     add("clean", clean)
     return parser
 
