@@ -14,6 +14,11 @@ GIB: Final = 1024 * MIB
 
 #: Bytes of one voxel block over all frames, as float32: what a task holds, computes on and writes.
 BLOCK_BYTES: Final = 16 * MIB
+#: Bytes of a chunk of maps of one run, and of the block of all observations that one task of the cohort gathers.
+MAP_BYTES: Final = MIB
+GATHER_BYTES: Final = 64 * MIB
+#: Maps of one run that share a chunk: a group reads them together.
+MAPS_PER_CHUNK: Final = 8
 #: Bytes that a streaming reader may buffer: one row of chunks, all voxels by some frames.
 ROW_BYTES: Final = 128 * MIB
 
@@ -72,3 +77,15 @@ def plan_voxel_blocks(n_voxel: int, n_time: int) -> int:
     """Return how many voxels, over all frames, make one block: the canonical grid of every per-voxel computation."""
     frame_bytes = 4 * max(1, n_time)
     return plan_chunks((n_voxel, frame_bytes), itemsize=1, max_mem=max(BLOCK_BYTES, frame_bytes), whole=(1,))[0]
+
+
+def plan_maps(n_node: int, n_voxel: int) -> tuple[int, int]:
+    """Return the stored chunk ``(node, voxel)`` of the maps of one run, float32."""
+    node = min(n_node, MAPS_PER_CHUNK)
+    return node, max(1, min(n_voxel, MAP_BYTES // (4 * max(1, node))))
+
+
+def plan_map_cube(n_obs: int, n_node: int, n_voxel: int) -> tuple[int, int]:
+    """Return how many nodes and voxels, of all observations, one task of a cohort of maps gathers."""
+    node = min(n_node, MAPS_PER_CHUNK)
+    return node, max(1, min(n_voxel, GATHER_BYTES // (4 * n_obs * max(1, node))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -17,7 +17,11 @@ from kconn.errors import InputError, SchemaError
 from kconn.frames import sample_mask, voxel_signal
 from kconn.kernels import dual_regression as kernel
 from kconn.kernels.blas import single_thread
+from kconn.nodes import AFFINE_TOLERANCE
+from kconn.parcellation import read_grid
+from kconn.spatial_maps import SpatialMaps
 
+Rule = Literal["intercept", "regression", "mean"]
 Array = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -43,23 +47,71 @@ def place_maps(
     InputError
         ``E-GRID`` if maps and run do not share one grid; ``E-NODES`` if the names do not fit.
     """
-    where = str(ds.attrs.get("where", ""))
-    shape = tuple(int(n) for n in ds.attrs["grid_shape"])
-    apart = np.abs(np.asarray(affine, dtype=np.float64) - np.asarray(ds.attrs["affine"])).max()
-    if volume.ndim != 4 or volume.shape[:3] != shape or apart > 1e-3:
-        raise InputError(
-            "E-GRID",
-            f"the maps have shape {volume.shape} and an affine that differs by up to {apart:.3g} mm from the run's",
-            where=where,
-            rule=f"shape {shape} by maps, and affine equal to 0.001 mm",
-            fix="resample the maps to the grid of the run",
-        )
+    shape, grid = read_grid(ds)
+    _check_grid(volume, affine, shape, grid, where=str(ds.attrs.get("where", "")))
     if len(names) != volume.shape[3] or len(set(names)) != len(names):
         raise InputError(
             "E-NODES", f"{len(set(names))} different names for {volume.shape[3]} maps", rule="one name for each map"
         )
     at = tuple(ds[axis].to_numpy() for axis in "ijk")
     return xr.DataArray(volume[at].T, dims=("node", "voxel"), coords={"node": list(names)}, name="map")
+
+
+def check_maps(maps: SpatialMaps, shape: tuple[int, int, int], affine: Array, *, where: str = "") -> None:
+    """Refuse maps that cannot be regressed on a run of this grid, before its data are read.
+
+    Raises
+    ------
+    InputError
+        ``E-GRID``; ``E-NODES`` if the maps are not independent of each other.
+    """
+    _check_grid(maps.volume, maps.affine, shape, affine, where=where)
+    with single_thread():
+        kernel.check_independent(maps.volume.reshape(-1, len(maps.names)), where=where)
+
+
+def _check_grid(
+    volume: npt.NDArray[Any], affine: npt.ArrayLike, shape: tuple[int, int, int], grid: Array, *, where: str
+) -> None:
+    apart = np.abs(np.asarray(affine, dtype=np.float64) - grid).max()
+    if volume.ndim != 4 or volume.shape[:3] != shape or apart > AFFINE_TOLERANCE:
+        raise InputError(
+            "E-GRID",
+            f"the maps have shape {volume.shape} and an affine that differs by up to {apart:.3g} mm from the run's",
+            where=where,
+            rule=f"shape {shape} by maps, and affine equal to {AFFINE_TOLERANCE:g} mm",
+            fix="resample the maps to the grid of the run",
+        )
+
+
+def extract_map_series(
+    ds: xr.Dataset, maps: SpatialMaps, *, method: Literal["dual-regression", "weighted-mean"], min_coverage: float
+) -> xr.Dataset:
+    """Add the series of spatial maps to a run, as `kconn.parcellation.parcellate` does for regions.
+
+    Parameters
+    ----------
+    ds
+        As in `regress_maps`, with the coordinates ``i j k`` and the attrs ``affine`` and ``grid_shape``.
+    maps
+        On the grid of the run.
+    method
+        ``"dual-regression"``: `regress_maps` with intercept; ``"weighted-mean"``: `average_maps`.
+    min_coverage
+        A map of whose weight a smaller share lies in voxels with data becomes NaN.
+
+    Raises
+    ------
+    InputError, SchemaError
+        As the function that does it.
+    """
+    placed = place_maps(maps.volume, maps.affine, ds, names=maps.names)
+    out = regress_maps(ds, placed, intercept=True) if method == "dual-regression" else average_maps(ds, placed)
+    coverage = out["coverage"].assign_attrs(min_coverage=min_coverage)
+    series = out["timeseries"].where(coverage >= min_coverage)
+    size = np.count_nonzero(maps.volume.reshape(-1, len(maps.names)), axis=0)
+    out = out.assign(timeseries=series, coverage=coverage, n_voxel=("node", size))
+    return schema.annotate(out.assign_coords(maps.coords()))
 
 
 def regress_maps(ds: xr.Dataset, maps: xr.DataArray, *, intercept: bool) -> xr.Dataset:
@@ -96,7 +148,35 @@ def regress_maps(ds: xr.Dataset, maps: xr.DataArray, *, intercept: bool) -> xr.D
     Nickerson et al. 2017, Using dual regression to investigate network shape and amplitude in functional connectivity
     analyses, doi:10.3389/fnins.2017.00115.
     """
-    signal = voxel_signal(ds, what="dual regression")
+    return _reduce_maps(ds, maps, "intercept" if intercept else "regression")
+
+
+def average_maps(ds: xr.Dataset, maps: xr.DataArray) -> xr.Dataset:
+    """Add the series of spatial maps as means of the voxels with data, each weighted by the map.
+
+    Parameters
+    ----------
+    ds, maps
+        As in `regress_maps`.
+
+    Returns
+    -------
+    xr.Dataset
+        As in `regress_maps`.
+
+    Raises
+    ------
+    SchemaError
+        ``E-SCHEMA`` or ``E-ARGUMENT``.
+    InputError
+        ``E-NODES`` if a map is negative somewhere or empty in this run (raised when computed).
+    """
+    return _reduce_maps(ds, maps, "mean")
+
+
+def _reduce_maps(ds: xr.Dataset, maps: xr.DataArray, rule: Rule) -> xr.Dataset:
+    """Sum block after block of the canonical grid, lazily if anything is lazy, and solve at the end."""
+    signal = voxel_signal(ds, what="a series of maps")
     if maps.dims != ("node", "voxel") or maps.sizes["voxel"] != ds.sizes["voxel"]:
         raise SchemaError(
             "E-ARGUMENT",
@@ -109,23 +189,21 @@ def regress_maps(ds: xr.Dataset, maps: xr.DataArray, *, intercept: bool) -> xr.D
     where = str(ds.attrs.get("where", ""))
     if all(array.chunks is None for array in (x, maps, kept)):
         starts = range(0, x.shape[0], block)
-        parts = [
-            _normal_equations(x.data[i : i + block], maps.data[:, i : i + block], kept.data, intercept) for i in starts
-        ]
-        series, coverage = _solve(parts, kept.data, where)
+        parts = [_normal_equations(x.data[i : i + block], maps.data[:, i : i + block], kept.data, rule) for i in starts]
+        series, coverage = _solve(parts, kept.data, rule, where)
     else:
         [frames] = kept.chunk({"time": -1}).data.to_delayed()
         blocks = x.chunk({"voxel": block, "time": -1}).data.to_delayed()[:, 0]
         pieces = maps.chunk({"node": -1, "voxel": block}).data.to_delayed()[0]
         add = delayed(_normal_equations)
-        parts = [add(b, m, frames, intercept) for b, m in zip(blocks, pieces, strict=True)]
-        lazy_series, lazy_coverage = delayed(_solve, nout=2)(parts, frames, where)
+        parts = [add(b, m, frames, rule) for b, m in zip(blocks, pieces, strict=True)]
+        lazy_series, lazy_coverage = delayed(_solve, nout=2)(parts, frames, rule, where)
         n_node, n_time = maps.shape[0], x.shape[1]
         series = da.from_delayed(lazy_series, (n_node, n_time), dtype=np.float64)
         coverage = da.from_delayed(lazy_coverage, (n_node,), dtype=np.float64)
     nodes = {name: coord for name, coord in maps.coords.items() if coord.dims == ("node",)}
     out = ds.drop_dims("node", errors="ignore").assign_coords(nodes)
-    attrs = {"source": signal, "intercept": int(intercept)}
+    attrs = {"source": signal, "rule": rule}
     return schema.annotate(
         out.assign(timeseries=(("node", "time"), series, attrs), coverage=(("node",), coverage, {"min_coverage": 0.0}))
     )
@@ -147,7 +225,8 @@ def regress_series(ds: xr.Dataset, *, normalise: bool) -> xr.Dataset:
     -------
     xr.Dataset
         ``ds`` with ``subject_map (node, voxel)``, the coefficients, and ``subject_map_t (node, voxel)``, float32; NaN
-        for voxels without data. An intercept is fitted too.
+        for voxels without data. An intercept is fitted too. A node whose series is NaN is left out of the fit, and its
+        map is NaN.
 
     Raises
     ------
@@ -184,25 +263,26 @@ def _normal_equations(
     x: npt.NDArray[Any],
     maps: npt.NDArray[Any],
     kept: BoolArray,
-    intercept: bool,  # noqa: FBT001 - positional for Dask
+    rule: Rule,
 ) -> tuple[tuple[Array, Array, Array], Array]:
     # One memory layout, whatever the maps came in: sums and products then have one order.
     columns = np.ascontiguousarray(maps.T, dtype=np.float64)
     whole = np.abs(columns).sum(axis=0)
-    if intercept:
+    if rule != "regression":
         columns = np.column_stack([columns, np.ones(x.shape[0])])
     with single_thread():
         return kernel.normal_equations(x, columns, kept=kept), whole
 
 
 def _solve(
-    parts: Sequence[tuple[tuple[Array, Array, Array], Array]], kept: BoolArray, where: str
+    parts: Sequence[tuple[tuple[Array, Array, Array], Array]], kept: BoolArray, rule: Rule, where: str
 ) -> tuple[Array, Array]:
     whole = np.zeros_like(parts[0][1])
     for _, part_whole in parts:
         whole += part_whole
+    solve = kernel.average_maps if rule == "mean" else kernel.solve_maps
     with single_thread():
-        series, weight = kernel.solve_maps([part for part, _ in parts], kept=kept, n_map=whole.size, where=where)
+        series, weight = solve([part for part, _ in parts], kept=kept, n_map=whole.size, where=where)
     return series, weight / whole
 
 

@@ -1,4 +1,4 @@
-"""Node sets as the study file names them: an atlas image, a table of spheres, or columns of a table."""
+"""Node sets as the study file names them: an atlas image, spatial maps, spheres, or columns of a table."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from kconn.errors import InputError
 from kconn.io import atlases, cifti, nifti
 from kconn.nodes import nodes_from_dense_labels
 from kconn.parcellation import NodeSet, nodes_from_columns, nodes_from_labels, nodes_from_spheres
+from kconn.spatial_maps import SpatialMaps, nodes_from_maps
 
 
-def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dataset) -> NodeSet:
+def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dataset) -> NodeSet | SpatialMaps:
     """Return the node set of one ``[nodes.NAME]`` table.
 
     Parameters
@@ -22,7 +23,7 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
     params
         The table's values.
     files
-        Role (``atlas``, ``labels``, ``spheres``) -> path.
+        Role (``atlas``, ``labels``, ``spheres``, ``maps``) -> path.
     run
         A run, for the columns of node tables.
 
@@ -33,6 +34,10 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
     """
     if "atlas" in files and cifti.is_labels(files["atlas"]):
         return _load_dlabel(params, files)
+    if "maps" in files:
+        volume, map_affine = nifti.read_maps(files["maps"])
+        names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
+        return nodes_from_maps(volume, map_affine, names=names, networks=networks)
     if "atlas" in files:
         labels, affine = nifti.read_labels(files["atlas"])
         names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from kconn.chunks import BLOCK_BYTES, MIB, ROW_BYTES
+from kconn.chunks import BLOCK_BYTES, GATHER_BYTES, MIB, ROW_BYTES
 from kconn.io.digests import digest_files
 from kconn.io.files import canonical_json, sha256_bytes
 from kconn.io.store import Address, work_folder
-from kconn.study import NodesTable, Study
+from kconn.study import MAP_KINDS, MapKind, NodesTable, Study
 from kconn.survey import RunFacts, Survey
 from kconn.versions import code_version
 
-RUN_STAGES: Final = ("ingest", "denoise", "nodes", "netmat")
-COHORT_STAGES: Final = ("quality", "coverage", "motion", "cohort", "qcfc", "test")
+RUN_STAGES: Final = ("ingest", "denoise", "nodes", "netmat", "map")
+COHORT_STAGES: Final = (
+    "quality",
+    "coverage",
+    "motion",
+    "cohort",
+    "map-cohort",
+    "qcfc",
+    "test",
+    "map-test",
+    "map-correction",
+)
 #: Keys of ``[quality]`` that a run is held to when it is denoised.
 RUN_LIMITS: Final = {"min_frames", "min_minutes", "min_dof", "max_mean_fd", "max_censored", "max_std_dvars"}
 #: Keys of ``[quality]`` that all runs of a session are held to together.
 SESSION_LIMITS: Final = {"min_session_frames", "min_session_minutes"}
+#: Keys of a node set that its series do not depend on, and those that are files.
+_NOT_OF_SERIES: Final = {"atlas", "maps", "labels", "netmats", "normalise", *MAP_KINDS}
 #: Bytes that a worker needs beside its arrays: interpreter and libraries, measured as resident after import.
 _BASE_BYTES: Final = 300 * MIB
 
@@ -146,6 +159,7 @@ class _Builder:
         self.denoised: list[Step] = []
         self.series: dict[str, list[Step]] = {}
         self.netmats: dict[tuple[str, str], list[Step]] = {}
+        self.maps: dict[tuple[str, MapKind], list[Step]] = {}
 
     def run_steps(self) -> Iterator[Step]:
         for facts in self.survey.runs:
@@ -157,10 +171,14 @@ class _Builder:
                 series = self._nodes(facts, name, nodes, (ingest, denoise))
                 self.series.setdefault(name, []).append(series)
                 yield series
-                for kind in self.study.connectivity.kinds:
+                for kind in self.study.connectivity.kinds if nodes.netmats else ():
                     netmat = self._netmat(facts, name, kind, series)
                     self.netmats.setdefault((name, kind), []).append(netmat)
                     yield netmat
+                for map_kind in nodes.map_kinds():
+                    maps = self._map(facts, name, map_kind, (ingest, denoise, series))
+                    self.maps.setdefault((name, map_kind), []).append(maps)
+                    yield maps
 
     def cohort_steps(self) -> Iterator[Step]:
         limits = self.study.quality.model_dump(mode="json", include=SESSION_LIMITS)
@@ -168,9 +186,10 @@ class _Builder:
         yield quality
         yield self._motion(quality)
         for name, series in self.series.items():
-            path, n_node = f"cohort/{name}", self.survey.n_nodes[name]
+            path, n_node = f"cohort/{name}", len(self.survey.node_names[name])
             yield self._step("coverage", path, path, upstream=series)
-            yield self._qc_fc(path, (quality, *series), n_node * (n_node - 1) // 2)
+            if self.study.nodes[name].netmats:
+                yield self._qc_fc(path, (quality, *series), n_node * (n_node - 1) // 2)
         for (name, kind), netmats in self.netmats.items():
             path = f"cohort/{name}/{kind}"
             n_edge = max((step.params["n_edge"] for step in netmats), default=0)
@@ -188,6 +207,54 @@ class _Builder:
                 yield self._qc_fc(path, (cohort, *self.series[name]), n_edge)
             for label in self.study.contrasts:
                 yield self._test(f"contrasts/{name}/{kind}/{label}", label, cohort, n_edge)
+        for (name, kind), maps in self.maps.items():
+            yield from self._map_cohort(name, kind, maps, quality)
+
+    def _map_cohort(self, name: str, kind: MapKind, maps: list[Step], quality: Step) -> Iterator[Step]:
+        """Yield the cohort of maps, for each contrast the test of every node's map, and what joins these."""
+        n_voxel, nodes = self._most_voxels(), self.survey.node_names[name]
+        path = f"cohort/{name}/{kind}"
+        limits = self.study.quality.model_dump(mode="json", include=SESSION_LIMITS)
+        params = {"kind": kind, **limits, **self.study.maps.model_dump(mode="json")}
+        estimate = Estimate(
+            bytes_read=sum(step.estimate.bytes_written for step in maps),
+            bytes_written=4 * n_voxel * len(nodes) * len(maps),
+            memory=_BASE_BYTES + 4 * GATHER_BYTES + len(maps) * n_voxel // 8,
+        )
+        cohort = self._step("map-cohort", path, path, upstream=(quality, *maps), params=params, estimate=estimate)
+        yield cohort
+        for label in self.study.contrasts:
+            if self.study.permutation_of(label).statistic == "nbs":  # voxels have no nodes to share
+                continue
+            path = f"contrasts/{name}/{kind}/{label}"
+            tests = []
+            for i_node, node in enumerate(nodes):
+                place = f"{path}/{i_node + 1}-{_as_label(node)}"
+                tests.append(self._test(place, label, cohort, n_voxel, of={"kind": kind, "i_node": i_node}))
+                yield tests[-1]
+            if len(tests) > 1:
+                n_bytes = 8 * n_voxel * len(tests)
+                estimate = Estimate(bytes_read=2 * n_bytes, bytes_written=n_bytes)
+                yield self._step("map-correction", path, path, upstream=tests, estimate=estimate)
+
+    def _most_voxels(self) -> int:
+        return max((facts.n_voxel for facts in self.survey.runs), default=0)
+
+    def _map(self, facts: RunFacts, name: str, kind: MapKind, upstream: Iterable[Step]) -> Step:
+        n_bytes = 4 * len(self.survey.node_names[name]) * facts.n_voxel
+        estimate = Estimate(
+            bytes_read=4 * facts.n_voxel * facts.n_time,
+            bytes_written=n_bytes,
+            memory=_BASE_BYTES + min(4 * BLOCK_BYTES, 16 * facts.n_voxel * facts.n_time) + 2 * n_bytes,
+        )
+        return self._step(
+            "map",
+            f"{facts.where}/{name}/{kind}",
+            facts.where,
+            upstream=upstream,
+            params={"kind": kind, "normalise": self.study.nodes[name].normalise if kind == "subjectmap" else None},
+            estimate=estimate,
+        )
 
     def _motion(self, quality: Step) -> Step:
         contrasts = self.study.contrasts.values()
@@ -269,7 +336,7 @@ class _Builder:
         )
 
     def _nodes(self, facts: RunFacts, name: str, nodes: NodesTable, upstream: Iterable[Step]) -> Step:
-        n_node = self.survey.n_nodes[name]
+        n_node = len(self.survey.node_names[name])
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
             bytes_read=n_bytes + facts.n_voxel * facts.n_time * facts.itemsize,
@@ -283,7 +350,7 @@ class _Builder:
             files=nodes.files(),
             upstream=upstream,
             params={
-                **nodes.model_dump(mode="json", exclude={"atlas", "labels", *nodes.files()}),
+                **nodes.model_dump(mode="json", exclude=_NOT_OF_SERIES | set(nodes.files())),
                 "min_atlas_coverage": self.study.quality.min_atlas_coverage,
                 "dummy_frames": self.study.denoise.dummy_frames,
             },
@@ -291,7 +358,7 @@ class _Builder:
         )
 
     def _netmat(self, facts: RunFacts, name: str, kind: str, series: Step) -> Step:
-        n_node = self.survey.n_nodes[name]
+        n_node = len(self.survey.node_names[name])
         n_edge = n_node * (n_node - 1) // 2
         return self._step(
             "netmat",
@@ -309,7 +376,8 @@ class _Builder:
         z = self.study.connectivity.of_kind(kind)["z"]
         return {"kind": kind, "z": z, **({"seed": self.study.permutation.seed} if z == "ar1" else {})}
 
-    def _test(self, path: str, name: str, cohort: Step, n_edge: int) -> Step:
+    def _test(self, path: str, name: str, cohort: Step, n_feature: int, *, of: Mapping[str, Any] | None = None) -> Step:
+        """Return the test of the edges of a cohort, or of the map of one node ``of`` a cohort of maps."""
         contrast, permutation = self.study.contrasts[name], self.study.permutation_of(name)
         params = {
             "hypothesis": contrast.hypothesis,
@@ -317,15 +385,15 @@ class _Builder:
             **self._people_params(),
         }
         estimate = Estimate(
-            bytes_read=cohort.estimate.bytes_written, bytes_written=8 * (8 * n_edge + permutation.n_perm)
+            bytes_read=cohort.estimate.bytes_written, bytes_written=8 * (24 * n_feature + permutation.n_perm)
         )
         step = self._step(
-            "test",
+            "test" if of is None else "map-test",
             path,
             path,
             files={**self._tables(), **contrast.roles},
             upstream=[cohort],
-            params=params,
+            params={**params, **(of or {})},
             estimate=estimate,
         )
         return replace(step, max_mem=permutation.max_mem)
@@ -367,3 +435,8 @@ class _Builder:
             digests=digests,
             estimate=estimate or Estimate(),
         )
+
+
+def _as_label(name: str) -> str:
+    """Return a name of a node as part of a path: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "node"

@@ -30,12 +30,16 @@ _VERBS: Final = {
     "denoise": "denoise",
     "nodes": "node series",
     "netmat": "netmats",
+    "map": "maps of runs",
     "quality": "quality table",
     "cohort": "cohort cube",
     "motion": "motion of groups",
     "coverage": "coverage",
     "qcfc": "QC-FC",
+    "map-cohort": "cohorts of maps",
     "test": "permutation tests",
+    "map-test": "permutation tests of maps",
+    "map-correction": "correction over nodes",
 }
 #: Outcomes that are told beside a bar; a step that was made needs no word.
 _NOTES: Final = {"kept": "already there", "failed": "failed", "skipped": "skipped"}

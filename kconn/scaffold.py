@@ -276,7 +276,8 @@ def _fits(model: type[BaseModel], key: str, given: Mapping[str, Any]) -> bool:
     if model is InputsTable:
         return given["layout"] in LAYOUTS_OF.get(key, given["layout"])
     if model is NodesTable:
-        return SOURCE_OF.get(key, key if key in SOURCE_OF.values() else None) in (None, *given)
+        sources = {source for of in SOURCE_OF.values() for source in of}
+        return not (key in sources or key in SOURCE_OF) or bool({*SOURCE_OF.get(key, (key,))} & set(given))
     return True
 
 

@@ -124,7 +124,10 @@ VARIABLES: Final[dict[str, Variable]] = {
     "netmat": Variable(dims=(("edge",),), kind="f", unit="1", doc="Connection strength."),
     "n_run": Variable(dims=(("edge",),), kind="i", unit="1", doc="Runs of the session that the mean is over."),
     "n_window": Variable(dims=(("edge",),), kind="i", unit="1", doc="Windows that the variability is over."),
-    "n_missing": Variable(dims=(("edge",),), kind="i", unit="1", doc="Observations in which the edge is NaN."),
+    "has_data": Variable(dims=(("voxel",),), kind="b", unit="1", doc="True where the run has a map."),
+    "n_missing": Variable(
+        dims=(("edge",), ("voxel",)), kind="i", unit="1", doc="Observations in which the edge or voxel is NaN."
+    ),
     "reference": Variable(dims=(("edge",),), kind="f", unit="1", doc="Geometric mean that deviations start from."),
     "ar1": Variable(dims=(("node",),), kind="f", unit="1", doc="Lag-1 autocorrelation of the kept frames."),
     "z_scale": Variable(dims=((),), kind="f", unit="1", doc="What arctanh(r) was multiplied by."),
@@ -154,6 +157,9 @@ VARIABLES: Final[dict[str, Variable]] = {
     "p_fwe_ci": Variable(dims=((),), kind="f", unit="1", doc="Binomial limits of p_fwe, from its counts."),
     "n_used": Variable(dims=((),), kind="i", unit="1", doc="Relabellings compared before a feature stopped."),
     "p_fwe_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fwe, corrected over contrasts as well."),
+    "p_fwe_nodes": Variable(
+        dims=(("node", "voxel"),), kind="f", unit="1", doc="p_fwe of a map, corrected over the maps of all nodes."
+    ),
     "p_fdr_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fdr, adjusted over contrasts as well."),
     "enhanced": Variable(dims=((),), kind="f", unit="1", doc="Extent or mass of the feature's cluster, or its TFCE."),
     "cluster": Variable(

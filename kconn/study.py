@@ -19,6 +19,7 @@ from kconn.kinds import KINDS
 #: ``"none"`` stands for "not applied": TOML has no null.
 Off = Literal["none"]
 KindName = Literal["cov", "corr", "rcorr", "partial", "ridgep", "glasso", "ledoit", "ledoitp", "tangent", "corrsd"]
+MapKind = Literal["seedmap", "subjectmap"]
 Cell = str | int | float | bool
 _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -44,17 +45,22 @@ LAYOUTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "orientation": ("tables",),
     "has_header": ("tables",),
 }
-#: Key of ``[nodes.NAME]`` -> the kind of node set that it belongs to.
-SOURCE_OF: Final[dict[str, str]] = {
-    "labels": "atlas",
-    "label_map": "atlas",
-    "resample": "atlas",
-    "radius_mm": "spheres",
-    "diameter_mm": "spheres",
-    "exclude": "columns",
+#: Key of ``[nodes.NAME]`` -> the kinds of node set that it belongs to.
+SOURCE_OF: Final[dict[str, tuple[str, ...]]] = {
+    "labels": ("atlas", "maps"),
+    "label_map": ("atlas",),
+    "resample": ("atlas",),
+    "radius_mm": ("spheres",),
+    "diameter_mm": ("spheres",),
+    "exclude": ("columns",),
+    "method": ("maps",),
+    "subject_maps": ("maps",),
+    "normalise": ("maps",),
 }
 #: Region of a strategy -> the masks of ``[compcor]`` that it is made of.
 MASKS_OF: Final[dict[str, tuple[str, ...]]] = {"a": ("white_matter", "csf"), "c": ("csf",), "w": ("white_matter",)}
+#: Key of ``[nodes.NAME]`` that asks for maps of its nodes -> their kind in the store.
+MAP_KINDS: Final[dict[str, MapKind]] = {"seed_maps": "seedmap", "subject_maps": "subjectmap"}
 #: Test -> how many columns its ``effect`` names; the others have none.
 EFFECTS_OF: Final[dict[str, range]] = {
     "two-sample": range(1, 2),
@@ -87,7 +93,7 @@ _OF_STATISTIC: Final = frozenset({"threshold", "neighbours", "tfce_height", "tfc
 _OF_ROWS: Final = frozenset({"exchangeability_blocks", "exchange"})
 #: Names that a node set must not take, since the store uses them beside node sets.
 RESERVED: Final = frozenset(
-    {"ingest", "denoise", "nodes", "netmat", "cohort", "quality", "coverage", "motion", "qcfc", "test"}
+    {"ingest", "denoise", "nodes", "netmat", "map", "cohort", "quality", "coverage", "motion", "qcfc", "test"}
 )
 
 
@@ -334,10 +340,13 @@ class QualityTable(_Table):
 
 
 class NodesTable(_Table):
-    """``[nodes.NAME]``: one node set, from an atlas, a table of spheres, or the columns of node tables."""
+    """``[nodes.NAME]``: one node set, from an atlas, maps, spheres, or the columns of node tables."""
 
     atlas: Annotated[str | None, Field(description="label image or dlabel, relative to this file")] = None
-    labels: Annotated[str | None, Field(description="table of the atlas: index, name, optionally network")] = None
+    maps: Annotated[str | None, Field(description="4-D image of spatial maps, such as ICA components")] = None
+    labels: Annotated[str | None, Field(description="table of the labels or maps: index, name, optionally network")] = (
+        None
+    )
     label_map: Annotated[str | None, Field(description="map of a dlabel, where it has several")] = None
     resample: Annotated[bool, Field(description="nearest-neighbour resampling of the atlas to the grid of the run")] = (
         False
@@ -356,19 +365,40 @@ class NodesTable(_Table):
         float, Field(ge=0, le=1, description="share of a node's voxels that must have data, else it is NaN and listed")
     ] = 0.5
 
+    method: Annotated[
+        Literal["dual-regression", "weighted-mean"],
+        Field(description="how maps give series: all fitted to each frame at once, or each as a weighted mean"),
+    ] = "dual-regression"
+    netmats: Annotated[bool, Field(description="whether connections between the nodes are estimated")] = True
+    seed_maps: Annotated[
+        bool, Field(description="whether each node is a seed: a map of the correlation of its series with every voxel")
+    ] = False
+    subject_maps: Annotated[
+        bool, Field(description="whether the map of each node in each run is fitted: stage 2 of dual regression")
+    ] = False
+    normalise: Annotated[
+        bool, Field(description="whether series have unit variance before subject maps are fitted, as FSL recommends")
+    ] = True
+
+    def map_kinds(self) -> list[MapKind]:
+        """Return the kinds of maps that are made of every run."""
+        return [kind for key, kind in MAP_KINDS.items() if getattr(self, key)]
+
     def files(self) -> dict[str, str]:
         """Return role -> path of the files that make this node set."""
-        named = {"atlas": self.atlas, "labels": self.labels, "spheres": self.spheres}
+        named = {"atlas": self.atlas, "maps": self.maps, "labels": self.labels, "spheres": self.spheres}
         return {role: path for role, path in named.items() if isinstance(path, str)}
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [key for key in ("atlas", "spheres", "columns") if getattr(self, key) is not None]
+        given = [key for key in ("atlas", "maps", "spheres", "columns") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"a node set is made from exactly one of atlas, spheres, columns; here: {given or 'none'}")
-        for key, source in SOURCE_OF.items():
-            if getattr(self, key) is not None and key in self.model_fields_set and source not in given:
-                raise ValueError(f"{key!r} belongs to {source}")
+            raise ValueError(
+                f"a node set is made from exactly one of atlas, maps, spheres, columns; here: {given or 'none'}"
+            )
+        for key, sources in SOURCE_OF.items():
+            if getattr(self, key) is not None and key in self.model_fields_set and given[0] not in sources:
+                raise ValueError(f"{key!r} belongs to {' or '.join(sources)}")
         is_dense = self.atlas is not None and self.atlas.endswith(_CIFTI_LABELS)
         if is_dense and self.resample:
             raise ValueError("a dlabel has no grid to resample: it is matched by structure and vertex")
@@ -376,6 +406,10 @@ class NodesTable(_Table):
             raise ValueError("'label_map' belongs to an atlas that is a dlabel")
         if self.spheres is not None and (self.radius_mm is None) == (self.diameter_mm is None):
             raise ValueError("spheres need exactly one of radius_mm and diameter_mm")
+        if self.columns is not None and self.map_kinds():
+            raise ValueError("tables of node series have no voxels, so there are no maps")
+        if not self.netmats and not self.map_kinds():
+            raise ValueError("nothing is made of this node set: neither netmats nor maps")
         return self
 
 
@@ -420,6 +454,14 @@ class ConnectivityTable(_Table):
         if kind == "corrsd":
             params |= {"window_s": self.window_s, "step_s": self.step_s}
         return params
+
+
+class MapsTable(_Table):
+    """``[maps]``: the cohort of maps."""
+
+    min_share: Annotated[
+        float, Field(gt=0, le=1, description="share of the sessions in which a voxel of the cohort has data")
+    ] = 1.0
 
 
 class PermutationTable(_Table):
@@ -601,6 +643,7 @@ class Study(_Table):
     quality: QualityTable = Field(default_factory=QualityTable)
     nodes: Annotated[dict[Annotated[str, Field(pattern=_NAME)], NodesTable], Field(min_length=1)]
     connectivity: ConnectivityTable = Field(default_factory=ConnectivityTable)
+    maps: MapsTable = Field(default_factory=MapsTable)
     contrasts: dict[Annotated[str, Field(pattern=_NAME)], ContrastTable] = Field(default_factory=dict)
     permutation: PermutationTable = Field(default_factory=PermutationTable)
     folder: Annotated[Path, Field(exclude=True)] = Path()
@@ -802,6 +845,7 @@ def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
         "quality": QualityTable,
         "nodes": NodesTable,
         "connectivity": ConnectivityTable,
+        "maps": MapsTable,
         "contrasts": ContrastTable,
         "permutation": PermutationTable,
     }

@@ -17,6 +17,7 @@ import xarray as xr
 from kconn.confounds import MOTION, Header, build_columns, compute_term, select, select_terms
 from kconn.contrasts import Arrangement, arrange_test
 from kconn.design import NO_RUN
+from kconn.dual_regression import check_maps
 from kconn.errors import InputError, KconnError, StudyFileError, first_of
 from kconn.frames import DISPLACEMENT_COLUMNS, check_motion_filter
 from kconn.grayordinates import has_grayordinates, read_grayordinates
@@ -25,11 +26,13 @@ from kconn.io.layout import Run
 from kconn.kernels.filtering import check_band
 from kconn.kinds import KINDS
 from kconn.netmats import PARTIAL_KINDS, check_rank
+from kconn.nodes import AFFINE_TOLERANCE
 from kconn.nodesets import load_nodes
 from kconn.noise_regions import load_noise_regions
 from kconn.parcellation import Columns, NodeSet, find_dense_members, find_members
 from kconn.rehearsal import rehearse_test
 from kconn.sliding_windows import plan_windows
+from kconn.spatial_maps import SpatialMaps
 from kconn.study import NodesTable, Study, unless_off
 
 
@@ -83,8 +86,8 @@ class Survey:
         Runs that were found, of every subject.
     participants, sessions
         The tables; participants has a row without columns per subject where there is no table.
-    n_nodes
-        Node set -> nodes.
+    node_names
+        Node set -> names of its nodes.
     left_out
         Subject -> why no run of it is used.
     problems
@@ -95,7 +98,7 @@ class Survey:
     found: tuple[Run, ...]
     participants: pd.DataFrame
     sessions: pd.DataFrame | None
-    n_nodes: Mapping[str, int]
+    node_names: Mapping[str, tuple[str, ...]]
     left_out: Mapping[str, str]
     problems: tuple[KconnError, ...]
 
@@ -134,7 +137,8 @@ def survey_study(study: Study) -> Survey:
         with _collected(problems, run.where):
             facts.append(_examine(study, run))
     _check_brain_models(facts, problems)
-    n_nodes = _check_nodes(study, facts, problems)
+    node_names = _check_nodes(study, facts, problems)
+    _check_map_grids(study, facts, problems)
     if are_known:
         _check_contrasts(study, runs, participants, sessions, problems)
     return Survey(
@@ -142,7 +146,7 @@ def survey_study(study: Study) -> Survey:
         found=found,
         participants=participants,
         sessions=sessions,
-        n_nodes=n_nodes,
+        node_names=node_names,
         left_out=left_out,
         problems=tuple(problems),
     )
@@ -504,22 +508,53 @@ def _check_brain_models(facts: list[RunFacts], problems: list[KconnError]) -> No
         )
 
 
-def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> dict[str, int]:
+def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> dict[str, tuple[str, ...]]:
     """Load every node set and place it on the grid of every run; a grid that was seen is not tried again."""
-    n_nodes: dict[str, int] = {}
+    names_of: dict[str, tuple[str, ...]] = {}
     for name, table in study.nodes.items():
-        seen: dict[Any, int] = {}
+        seen: dict[Any, tuple[str, ...]] = {}
         for run in facts:
             grid = _grid(run)
             with _collected(problems, run.where, of=f"nodes.{name}"):
                 if grid not in seen:
-                    seen[grid] = 0
+                    seen[grid] = ()
                     nodes = _load(study, table, run)
                     _place(nodes, run)
-                    seen[grid] = len(nodes.names)
-                _check_kinds(study, run, seen[grid])
-        n_nodes[name] = max(seen.values(), default=0)
-    return n_nodes
+                    seen[grid] = nodes.names
+                    _check_number(table, nodes)
+                if table.netmats:
+                    _check_kinds(study, run, len(seen[grid]))
+        names_of[name] = max(seen.values(), key=len, default=())
+    return names_of
+
+
+def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps) -> None:
+    if table.netmats and len(nodes.names) < 2:
+        raise InputError(
+            "E-NODES",
+            f"the node set has the node {nodes.names[0]!r} alone",
+            rule="a connection needs two nodes",
+            fix="write netmats = false and seed_maps = true, or add nodes",
+        )
+
+
+def _check_map_grids(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> None:
+    """Refuse runs on several grids where maps of them are to be put together."""
+    if not any(table.map_kinds() for table in study.nodes.values()):
+        return
+    images = [run for run in facts if "affine" in run.template.attrs]
+    for run in images[1:]:
+        with _collected(problems, run.where, of="maps"):
+            first, here = (np.asarray(other.template.attrs["affine"]) for other in (images[0], run))
+            shapes = [list(other.template.attrs["grid_shape"]) for other in (images[0], run)]
+            if shapes[0] != shapes[1] or np.abs(first - here).max() > AFFINE_TOLERANCE:
+                raise InputError(
+                    "E-GRID",
+                    f"the run is on a grid of {shapes[1]}, that of {images[0].where} on {shapes[0]}, or their affines "
+                    "differ",
+                    rule=f"maps of one cohort share one grid, shape equal and affine equal to {AFFINE_TOLERANCE:g} mm",
+                    fix="resample the runs to one grid, or take seed_maps and subject_maps out of [nodes]",
+                )
 
 
 def _check_kinds(study: Study, run: RunFacts, n_node: int) -> None:
@@ -542,24 +577,34 @@ def _grid(run: RunFacts) -> Any:
     return (tuple(run.template.attrs["grid_shape"]), np.asarray(run.template.attrs["affine"]).tobytes())
 
 
-def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet:
+def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet | SpatialMaps:
     files = {role: study.folder / path for role, path in table.files().items()}
     return load_nodes(table.model_dump(mode="json"), files, run.template)
 
 
-def _place(nodes: NodeSet, run: RunFacts) -> None:
-    if isinstance(nodes.source, Columns):
+def _place(nodes: NodeSet | SpatialMaps, run: RunFacts) -> None:
+    if isinstance(nodes, NodeSet) and isinstance(nodes.source, Columns):
         return
     if "column" in run.template.coords:
         raise InputError(
             "E-NODES",
-            "an atlas or spheres need images, these runs are tables of node series",
+            "an atlas, maps or spheres need images, these runs are tables of node series",
             rule="columns are the nodes of tables",
             fix='write columns = "all"',
         )
     attrs = run.template.attrs
     if has_grayordinates(run.template):
+        if isinstance(nodes, SpatialMaps):
+            raise InputError(
+                "E-BRAIN-MODELS",
+                "the maps are images of voxels, the run has grayordinates",
+                rule="maps and runs are of one kind",
+                fix="take a dlabel as node set, or runs that are images",
+            )
         find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
+        return
+    if isinstance(nodes, SpatialMaps):
+        check_maps(nodes, tuple(attrs["grid_shape"]), np.asarray(attrs["affine"]), where=run.where)
         return
     find_members(nodes, tuple(attrs["grid_shape"]), np.asarray(attrs["affine"]), where=run.where)
 

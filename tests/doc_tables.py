@@ -69,7 +69,8 @@ def _errors():
 
 
 def _keys(model):
-    only = {**{key: f"layout {' or '.join(of)}" for key, of in study.LAYOUTS_OF.items()}, **study.SOURCE_OF}
+    only = {key: f"layout {' or '.join(of)}" for key, of in study.LAYOUTS_OF.items()}
+    only |= {key: " or ".join(of) for key, of in study.SOURCE_OF.items()}
     rows = []
     shared = study.PermutationTable.model_fields if model is study.ContrastTable else ()
     for key, field in model.model_fields.items():

@@ -8,9 +8,17 @@ import xarray as xr
 from nilearn.maskers import NiftiMapsMasker
 from statsmodels.api import OLS, add_constant
 
-from kconn.dual_regression import place_maps, regress_maps, regress_series
+from kconn.dual_regression import (
+    average_maps,
+    check_maps,
+    extract_map_series,
+    place_maps,
+    regress_maps,
+    regress_series,
+)
 from kconn.errors import InputError, SchemaError
 from kconn.parcellation import find_uncovered
+from kconn.spatial_maps import nodes_from_maps
 
 AFFINE = np.array([[-3.0, 0, 0, 30], [0, 3, 0, -30], [0, 0, 3, -20], [0, 0, 0, 1]])
 SHAPE = (9, 8, 7)
@@ -163,3 +171,76 @@ def test_regress_series__refuses_too_few_frames(run, maps):
     ds["timeseries"][1] = ds["timeseries"][0] * 2
     with pytest.raises(InputError, match="not independent"):
         regress_series(ds, normalise=True)
+
+
+def test_average_maps__is_the_weighted_mean(run, maps):
+    run["bold"][:40] = 7
+    out = average_maps(run, maps)
+    weight = maps.to_numpy()[:, 40:]
+    expected = weight @ run["bold"].to_numpy()[40:].astype(np.float64) / weight.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(out["timeseries"], expected, rtol=1e-10)
+    np.testing.assert_allclose(out["coverage"], weight.sum(axis=1) / maps.sum("voxel"))
+
+
+def test_average_maps__refuses_weights_below_zero(run, maps):
+    signed = maps.copy(deep=True)
+    signed[1, 5] = -0.2
+    with pytest.raises(InputError, match=r"E-NODES \[sub-01\] map 2 of 4 is negative"):
+        average_maps(run, signed)
+    empty = maps.copy(deep=True)
+    empty[2] = 0
+    with pytest.raises(InputError, match=r"E-NODES \[sub-01\] map 3 of 4 is zero"):
+        average_maps(run, empty)
+
+
+@pytest.mark.parametrize("method", ["dual-regression", "weighted-mean"])
+def test_extract_map_series__is_nan_below_the_coverage_rule(run, volume, method):
+    volume[..., 1] = 0
+    volume[0, :, :, 1] = 3
+    run["bold"][::9] = 4  # i = 0: the whole of map 2
+    run["bold"][1] += 1
+    volume[1, 0, 0, 1] = 0.5
+    nodes = nodes_from_maps(volume, AFFINE, names={1: "a", 2: "b", 3: "c", 4: "d"})
+    out = extract_map_series(run, nodes, method=method, min_coverage=0.5)
+    assert find_uncovered(out) == ("b",)
+    assert np.flatnonzero(out["timeseries"].isnull().any("time")).tolist() == [1]
+    assert {"x", "y", "z"} <= set(out.coords)
+
+
+def test_regress_series__leaves_nodes_without_series_out(run, maps):
+    ds = regress_maps(run, maps, intercept=True)
+    expected = regress_series(ds.isel(node=[0, 2, 3]), normalise=True)
+    ds["timeseries"][1] = np.nan
+    out = regress_series(ds, normalise=True)
+    assert out["subject_map"][1].isnull().all()
+    np.testing.assert_array_equal(out["subject_map"][[0, 2, 3]], expected["subject_map"])
+
+
+def test_check_maps__refuses_before_data_are_read(volume):
+    check_maps(nodes_from_maps(volume, AFFINE), SHAPE, AFFINE)
+    with pytest.raises(InputError, match="E-GRID"):
+        check_maps(nodes_from_maps(volume, AFFINE), (9, 8, 6), AFFINE)
+    copied = np.concatenate([volume, volume[..., :1] + volume[..., 1:2]], axis=3)
+    with pytest.raises(InputError, match=r"E-NODES \[sub-7\].*not independent"):
+        check_maps(nodes_from_maps(copied, AFFINE), SHAPE, AFFINE, where="sub-7")
+
+
+def test_nodes_from_maps__refuses_what_is_no_map(volume):
+    for value, problem in ((np.nan, "map 3 of 4 holds NaN"), (0.0, "map 3 of 4 is zero throughout")):
+        bad = volume.copy()
+        bad[..., 2] = value
+        with pytest.raises(InputError, match=f"E-NODES {problem}"):
+            nodes_from_maps(bad, AFFINE)
+    with pytest.raises(InputError, match="E-ATLAS names: the table has 2 rows"):
+        nodes_from_maps(volume, AFFINE, names={1: "a", 2: "b"})
+    with pytest.raises(InputError, match="several maps are named 'a'"):
+        nodes_from_maps(volume, AFFINE, names={1: "a", 2: "b", 3: "a", 4: "c"})
+    with pytest.raises(InputError, match=r"E-NODES.*\(i, j, k, map\)"):
+        nodes_from_maps(volume[..., 0], AFFINE)
+
+
+def test_nodes_from_maps__places_nodes_at_their_peaks(volume):
+    volume[2, 3, 4, 1] = -99
+    coords = nodes_from_maps(volume, AFFINE, networks=dict.fromkeys(range(1, 5), "N")).coords()
+    assert [coords[axis][1][1] for axis in "xyz"] == [24.0, -21.0, -8.0]
+    assert coords["network"][1].tolist() == ["N"] * 4

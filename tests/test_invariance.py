@@ -21,6 +21,14 @@ OPTIONS = {
     "sessions": ("pre", "post"),
     "n_subjects_per_group": 2,
     "denoise": {"confounds": "6P", "fd_threshold": 0.5},
+    "nodes": {
+        "seeds": {
+            "spheres": [["left", -20.0, 0.0, 10.0], ["right", 20.0, 0.0, 10.0]],
+            "radius_mm": 25,
+            "seed_maps": True,
+            "netmats": False,
+        }
+    },
     "connectivity": {"kinds": ["corr", "ridgep"]},
     "contrasts": {
         "groups": {"test": "two-sample", "formula": "group", "effect": "group", "change": ["pre", "post"]},

@@ -168,18 +168,29 @@ def open_group(root: Path, address: Address) -> xr.Dataset:
     StoreError
         ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
     """
-    ds = xr.open_zarr(store.published_group(root, address), consolidated=False, chunks=None)
+    ds = open_unchunked(root, address)
     lazy = [str(name) for name in ds.data_vars if _is_large(ds.variables[name])]
     for name, variable in ds.variables.items():
         # Of the variables, not of DataArrays: each of those would read all its coordinates again.
         if name not in lazy:
             variable.load()
+    ds = ds.assign({name: _chunked(ds[name]) for name in lazy})
+    return _scaled(ds) if "bold" in ds else ds
+
+
+def open_unchunked(root: Path, address: Address) -> xr.Dataset:
+    """Open a current group without reading or chunking its numbers: whoever indexes a variable reads that part of it.
+
+    Raises
+    ------
+    StoreError
+        ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
+    """
+    ds: xr.Dataset = xr.open_zarr(store.published_group(root, address), consolidated=False, chunks=None)
     text = [str(name) for name, variable in ds.variables.items() if variable.dtype.kind == "T"]
     # Python strings: NumPy cannot compare its variable-length type with its fixed-length one.
     ds = ds.assign_coords({name: ds[name].astype(object) for name in text if name in ds.coords})
-    ds = ds.assign({name: ds[name].astype(object) for name in text if name not in ds.coords})
-    ds = ds.assign({name: _chunked(ds[name]) for name in lazy})
-    return _scaled(ds) if "bold" in ds else ds
+    return ds.assign({name: ds[name].astype(object) for name in text if name not in ds.coords})
 
 
 def open_study(path: str | Path) -> xr.DataTree:

@@ -286,6 +286,28 @@ def read_labels(path: Path, *, where: str = "") -> tuple[npt.NDArray[np.int32], 
     )
 
 
+def read_maps(path: Path, *, where: str = "") -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Read an image of spatial maps (i, j, k, map) as float32, and its affine (4, 4).
+
+    Raises
+    ------
+    InputError
+        As `read_header`; ``E-NIFTI-DIMS`` if the image is not of three or four dimensions.
+    """
+    what = "image of maps"
+    header, _ = _read_image_header(path, where=where, what=what)
+    if len(header.shape) < 3 or any(n > 1 for n in header.shape[4:]):
+        raise _dims_error(header.shape, what, "maps along the fourth dimension", where)
+    check_content_size(path, header.n_bytes, n_spare=0, where=where, what=what)
+    shape = (*header.shape, 1)[:4]
+    n_voxel = shape[0] * shape[1] * shape[2]
+    maps = np.empty((shape[3], n_voxel), dtype=np.float32)
+    with open_stream(path, where=where, what=what) as stream:
+        for i, block in enumerate(_blocks(stream, header.vox_offset, (shape[3], n_voxel), header.dtype, 1)):
+            maps[i] = block[0] * np.float64(header.scl_slope) + header.scl_inter
+    return maps.T.reshape(*shape[:3], shape[3], order="F"), np.array(header.affine)
+
+
 def check_same_grid(
     shape: tuple[int, ...],
     image_affine: npt.ArrayLike,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,12 @@ from kconn.kernels.netmats import DEAD_OF_LEVEL, SINGULAR
 
 Array = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
+
+
+#: Voxels of maps that are multiplied at once.
+_ROWS: Final = 1 << 16
+#: How far two ways of adding the same weights may part.
+_ROUNDING: Final = 1e-9
 
 
 def find_voxels_with_data(x: npt.NDArray[Any], /, *, kept: BoolArray) -> BoolArray:
@@ -95,6 +101,53 @@ def solve_maps(
     return series[:n_map], weight[:n_map]
 
 
+def average_maps(
+    parts: Sequence[tuple[Array, Array, Array]], /, *, kept: BoolArray, n_map: int, where: str = ""
+) -> tuple[Array, Array]:
+    """Return the mean series of the voxels, weighted by each map; parameters and result as in `solve_maps`.
+
+    Raises
+    ------
+    InputError
+        Code ``E-NODES`` if a map is empty where the run has data, or negative somewhere: the sum of its weights and of
+        their absolute values then differ, which the parts tell by their last row, the map of ones.
+    """
+    cross, weight, total = (np.zeros_like(part) for part in (parts[0][1], parts[0][2], parts[0][2]))
+    for part_gram, part_cross, part_weight in parts:
+        cross += part_cross
+        weight += part_weight
+        total += part_gram[-1]
+    for i in range(n_map):
+        if not weight[i] > 0 or total[i] < weight[i] * (1 - _ROUNDING):
+            raise InputError(
+                "E-NODES",
+                f"map {i + 1} of {n_map} is {'negative somewhere' if weight[i] > 0 else 'zero'} where the run has data",
+                where=where,
+                rule="weights of a mean are above zero, or zero",
+                fix='leave that map out, or take method = "dual-regression"',
+            )
+    series = np.where(kept, cross[:n_map] / weight[:n_map, None], np.nan)
+    return series, weight[:n_map]
+
+
+def check_independent(maps: npt.NDArray[Any], /, *, where: str = "") -> None:
+    """Refuse maps (voxel, map) of which one is a combination of the others and of a map that is 1 everywhere.
+
+    Raises
+    ------
+    InputError
+        Code ``E-NODES``.
+    """
+    n_map = maps.shape[1]
+    gram = np.zeros((n_map + 1, n_map + 1))
+    for first in range(0, len(maps), _ROWS):
+        M = maps[first : first + _ROWS].astype(np.float64)
+        M = np.column_stack([M, np.ones(len(M))])
+        gram += M.T @ M
+    level = np.sqrt(np.diagonal(gram))
+    _factor(gram / level / level[:, None], where)
+
+
 def _factor(gram: Array, where: str) -> tuple[Array, bool]:
     try:
         factor = cho_factor(gram)
@@ -126,12 +179,15 @@ class SeriesFit:
         (node,) diagonal of inv(D D').
     n_dof
         Residual degrees of freedom, the mean counted as one.
+    fitted
+        (all nodes,) which of them have a series; the others are no ``node`` here.
     """
 
     design: Array
     operator: Array
     variance: Array
     n_dof: int
+    fitted: BoolArray
 
 
 def fit_series(series: Array, /, *, kept: BoolArray, normalise: bool, where: str = "") -> SeriesFit:
@@ -140,7 +196,7 @@ def fit_series(series: Array, /, *, kept: BoolArray, normalise: bool, where: str
     Parameters
     ----------
     series
-        (node, time), finite at the kept frames.
+        (node, time). A series that is not finite at a kept frame is left out.
     kept
         (time,) frames that count.
     normalise
@@ -155,6 +211,8 @@ def fit_series(series: Array, /, *, kept: BoolArray, normalise: bool, where: str
         Code ``E-NETMAT-RANK`` if there are too few frames, ``E-NODES`` if the series are not independent.
     """
     D = series[:, kept].astype(np.float64)
+    fitted: BoolArray = np.asarray(np.isfinite(D).all(axis=1))
+    D = D[fitted]
     D = D - D.mean(axis=1, keepdims=True)
     n_dof = D.shape[1] - 1 - len(D)
     if n_dof < 1:
@@ -171,7 +229,7 @@ def fit_series(series: Array, /, *, kept: BoolArray, normalise: bool, where: str
         length = np.full(len(D), np.sqrt(D.shape[1] - 1))
     factor = _factor(D @ D.T / length / length[:, None], where)
     inverse = cho_solve(factor, np.eye(len(D))) / length / length[:, None]
-    return SeriesFit(design=D, operator=inverse @ D, variance=np.diagonal(inverse).copy(), n_dof=n_dof)
+    return SeriesFit(design=D, operator=inverse @ D, variance=np.diagonal(inverse).copy(), n_dof=n_dof, fitted=fitted)
 
 
 def regress_series(
@@ -191,4 +249,6 @@ def regress_series(
         t = beta / np.sqrt(fit.variance[:, None] * left / fit.n_dof)
         silent = ~(np.einsum("vt,vt->v", y, y) > DEAD_OF_LEVEL**2 * level)
     beta[:, silent] = t[:, silent] = np.nan
-    return beta.astype(np.float32), t.astype(np.float32)
+    maps = np.full((2, fit.fitted.size, len(x)), np.nan, dtype=np.float32)
+    maps[:, fit.fitted] = beta, t
+    return maps[0], maps[1]

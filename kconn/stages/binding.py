@@ -60,6 +60,10 @@ class Job:
         """Open an upstream result lazily."""
         return cubes.open_group(self.root, address)
 
+    def open_unchunked(self, address: Address) -> xr.Dataset:
+        """Open an upstream result for reading parts of it on the spot."""
+        return cubes.open_unchunked(self.root, address)
+
     def publish(self, ds: xr.Dataset) -> None:
         """Write the result, make it current, and drop what was kept of it before it was whole."""
         cubes.write_dataset(self.target, ds)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from kconn import schema
@@ -23,16 +25,50 @@ NOTHING_LEFT: Final = "every run or session was left out"
 _PEOPLE: Final = frozenset({"participants", "sessions"})
 
 
-def assemble_cohort(job: Job) -> None:
-    """Average the runs of each session and stack the sessions into ``netmat (observation, edge)``."""
-    params = job.step.params
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The runs that make a cohort.
+
+    Attributes
+    ----------
+    rows
+        Their rows of the quality table.
+    used
+        Path -> result of each run that is used.
+    short
+        (subject, session) -> why too little is left of it.
+    subjects
+        All subjects that have a run, used or not.
+    """
+
+    rows: pd.DataFrame
+    used: dict[str, xr.Dataset]
+    short: dict[tuple[str, str], str]
+    subjects: set[str]
+
+    def left_out(self) -> dict[str, Any]:
+        """Return what the cohort says of those that are not in it."""
+        present = {split_path(path)[0] for path in self.used}
+        return {
+            "without_runs": sorted(self.subjects - present),
+            "short_sessions": {f"{subject}/{session}": why for (subject, session), why in sorted(self.short.items())},
+        }
+
+
+def select_runs(job: Job, opened: dict[str, xr.Dataset]) -> Selection:
+    """Return the runs, of those given by path, that are within the limits of runs and sessions.
+
+    Raises
+    ------
+    InputError
+        ``E-NO-RUNS``.
+    """
     rows = quality_rows(job.open(job.step.reads("quality").address))
-    opened = {up.address.path: job.open(up.address) for up in job.step.upstream if up.address.step == "netmat"}
     subjects = {split_path(path)[0] for path in opened}
-    rows = rows[rows["path"].isin([run_of(path) for path, netmat in opened.items() if exclusion(netmat) is None])]
-    short = find_short_sessions(rows, params)
-    used = {path: netmat for path, netmat in opened.items() if run_of(path) in set(rows["path"])}
-    used = {path: netmat for path, netmat in used.items() if split_path(path)[:2] not in short}
+    rows = rows[rows["path"].isin([run_of(path) for path, result in opened.items() if exclusion(result) is None])]
+    short = find_short_sessions(rows, job.step.params)
+    used = {path: result for path, result in opened.items() if run_of(path) in set(rows["path"])}
+    used = {path: result for path, result in used.items() if split_path(path)[:2] not in short}
     if not used:
         raise InputError(
             "E-NO-RUNS",
@@ -40,11 +76,20 @@ def assemble_cohort(job: Job) -> None:
             rule="at least one run is within the quality limits",
             fix="look at the reasons with `kconn status`, and at [quality] and [denoise] in the study file",
         )
-    runs = list(used.values())
+    return Selection(rows=rows, used=used, short=short, subjects=subjects)
+
+
+def assemble_cohort(job: Job) -> None:
+    """Average the runs of each session and stack the sessions into ``netmat (observation, edge)``."""
+    params = job.step.params
+    chosen = select_runs(
+        job, {up.address.path: job.open(up.address) for up in job.step.upstream if up.address.step == "netmat"}
+    )
+    runs = list(chosen.used.values())
     if params["z"] == "ar1":
         runs = scale_to_unrelated(runs, seed=params["seed"])
     sessions: dict[tuple[str, str], list[xr.Dataset]] = {}
-    for path, run in zip(used, runs, strict=True):
+    for path, run in zip(chosen.used, runs, strict=True):
         sessions.setdefault(split_path(path)[:2], []).append(run)
     cube = assemble(
         (f"sub-{subject}", f"ses-{session}", average_runs(runs)) for (subject, session), runs in sessions.items()
@@ -54,13 +99,8 @@ def assemble_cohort(job: Job) -> None:
     for name, prefix in (("subject", "sub-"), ("session", "ses-")):
         labels = [str(label).removeprefix(prefix) for label in cube[name].to_numpy()]
         cube = cube.assign_coords({name: ("observation", np.array(labels, dtype=object))})
-    cube = schema.annotate(cube.assign(summarise_sessions(rows, cube)))
-    job.publish(
-        cube.assign_attrs(
-            without_runs=sorted(subjects - {subject for subject, _ in sessions}),
-            short_sessions={f"{subject}/{session}": reason for (subject, session), reason in sorted(short.items())},
-        )
-    )
+    cube = schema.annotate(cube.assign(summarise_sessions(chosen.rows, cube)))
+    job.publish(cube.assign_attrs(chosen.left_out()))
 
 
 def test_contrast(job: Job) -> None:

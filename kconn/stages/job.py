@@ -12,6 +12,7 @@ from kconn.io.cubes import translated
 from kconn.kernels.blas import single_thread
 from kconn.stages.binding import Job
 from kconn.stages.cohort import assemble_cohort, test_contrast
+from kconn.stages.maps import assemble_map_cohort, correct_map_tests, estimate_run_maps, test_map
 from kconn.stages.qc_fc import estimate_cohort_qc_fc
 from kconn.stages.quality import collect_coverage, collect_quality, compare_run_motion
 from kconn.stages.run import denoise_run, estimate_run_netmat, extract_nodes, ingest_run
@@ -27,12 +28,16 @@ STAGES: Final[dict[str, Stage]] = {
     "denoise": denoise_run,
     "nodes": extract_nodes,
     "netmat": estimate_run_netmat,
+    "map": estimate_run_maps,
     "quality": collect_quality,
     "coverage": collect_coverage,
     "motion": compare_run_motion,
     "cohort": assemble_cohort,
+    "map-cohort": assemble_map_cohort,
     "qcfc": estimate_cohort_qc_fc,
     "test": test_contrast,
+    "map-test": test_map,
+    "map-correction": correct_map_tests,
 }
 
 

@@ -14,6 +14,7 @@ from kconn import schema
 from kconn.censoring import censor
 from kconn.denoising import denoise
 from kconn.despiking import despike
+from kconn.dual_regression import extract_map_series
 from kconn.errors import InputError, KconnError
 from kconn.frames import MotionBand
 from kconn.grayordinates import COORDS
@@ -28,6 +29,7 @@ from kconn.nodesets import load_nodes
 from kconn.parcellation import NodeSet, find_atlas_coverage, parcellate
 from kconn.quality import estimate_carpet, estimate_courses, estimate_motion, estimate_quality
 from kconn.sliding_windows import estimate_variability, estimate_window_netmats
+from kconn.spatial_maps import SpatialMaps
 from kconn.stages.binding import Job, excluded, exclusion
 from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy, without_spikes
 from kconn.study import unless_off
@@ -111,7 +113,7 @@ def extract_nodes(job: Job) -> None:
     joined = cubes.join_steps(raw.drop_vars("bold"), run)
     params = dict(job.step.params)
     nodes = load_nodes(params, {role: job.folder / path for role, path in job.step.files.items()}, raw)
-    out = parcellate(joined, nodes, min_coverage=params["min_coverage"])
+    out = _extract_series(joined, nodes, params)
     # The series tell whether the run is used: they are small, and one pass over the voxels makes them all.
     out = out[["timeseries", "coverage", "n_voxel", "sample_mask", "df_left"]].drop_vars(list("ijk"), errors="ignore")
     out = find_atlas_coverage(out.compute())
@@ -144,15 +146,23 @@ def estimate_run_netmat(job: Job) -> None:
     job.publish(out.drop_vars(["timeseries", "sample_mask", "df_left"]))
 
 
+def _extract_series(run: xr.Dataset, nodes: NodeSet | SpatialMaps, params: Mapping[str, Any]) -> xr.Dataset:
+    """Add ``timeseries``, ``coverage`` and ``n_voxel`` of regions by their mean, of maps as asked for."""
+    least = params["min_coverage"]
+    if isinstance(nodes, SpatialMaps):
+        return extract_map_series(run, nodes, method=params["method"], min_coverage=least)
+    return parcellate(run, nodes, min_coverage=least)
+
+
 def _series_before(
-    raw: xr.Dataset, nodes: NodeSet, filters: Mapping[str, Any], params: Mapping[str, Any]
+    raw: xr.Dataset, nodes: NodeSet | SpatialMaps, filters: Mapping[str, Any], params: Mapping[str, Any]
 ) -> xr.DataArray:
     """Return the node series without trend and frequencies, as in denoising, but with the confounds and all frames.
 
     So the difference that is seen in QC-FC is what confounds and censoring make, and not the filter.
     """
     kept = xr.DataArray(np.arange(raw.sizes["time"]) >= params["dummy_frames"], dims="time")
-    series = parcellate(raw.assign(sample_mask=kept), nodes, min_coverage=params["min_coverage"])["timeseries"]
+    series = _extract_series(raw.assign(sample_mask=kept), nodes, params)["timeseries"]
     plain = xr.Dataset({"bold": series.rename(node="column"), "sample_mask": kept}, attrs=raw.attrs)
     clean = denoise(
         plain,

@@ -1,0 +1,115 @@
+"""Nodes that are spatial maps: group ICA components, probabilities. Their series come from a regression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kconn.errors import InputError
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SpatialMaps:
+    """Named maps on a grid.
+
+    Parameters
+    ----------
+    names
+        (node,) unique names: the coordinate ``node``.
+    networks
+        (node,) the network of each map, or None.
+    volume
+        (i, j, k, node), finite.
+    affine
+        (4, 4) voxel to mm.
+    """
+
+    names: tuple[str, ...]
+    networks: tuple[str, ...] | None
+    volume: Array
+    affine: Array
+
+    def coords(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+        """Return the coordinates of the dimension ``node``; x, y, z (mm) are the peak of the absolute map."""
+        flat = np.abs(self.volume).reshape(-1, len(self.names)).argmax(axis=0)
+        peak = np.stack(np.unravel_index(flat, self.volume.shape[:3])).astype(np.float64)
+        place = self.affine[:3, :3] @ peak + self.affine[:3, 3:]
+        coords = {"node": ("node", np.array(self.names)), **{axis: ("node", place[i]) for i, axis in enumerate("xyz")}}
+        if self.networks is not None:
+            coords["network"] = ("node", np.array(self.networks))
+        return coords
+
+
+def nodes_from_maps(
+    volume: Array,
+    affine: npt.ArrayLike,
+    *,
+    names: Mapping[int, str] | None = None,
+    networks: Mapping[int, str] | None = None,
+) -> SpatialMaps:
+    """Return the nodes of an image of spatial maps.
+
+    Parameters
+    ----------
+    volume
+        Maps (i, j, k, node).
+    affine
+        (4, 4) voxel to mm.
+    names, networks
+        Number of a map, from 1 -> name and network; the numbers themselves if not given.
+
+    Raises
+    ------
+    InputError
+        ``E-NODES`` if the image is not of four dimensions, a map is zero throughout or holds values that are not
+        finite, or two maps share a name; ``E-ATLAS`` if the table does not fit the image.
+    """
+    if volume.ndim != 4:
+        raise InputError("E-NODES", f"the maps have shape {volume.shape}", rule="(i, j, k, map)")
+    n_map = volume.shape[3]
+    bad = np.flatnonzero([not np.isfinite(volume[..., i]).all() for i in range(n_map)])
+    if bad.size:
+        raise InputError(
+            "E-NODES",
+            f"map {bad[0] + 1} of {n_map} holds NaN or infinite values",
+            rule="maps are finite everywhere, zero where there is nothing",
+            fix="set them to zero",
+        )
+    empty = np.flatnonzero([not volume[..., i].any() for i in range(n_map)])
+    if empty.size:
+        raise InputError(
+            "E-NODES",
+            f"map {empty[0] + 1} of {n_map} is zero throughout",
+            rule="every map has values",
+            fix="leave it out",
+        )
+    named = _names(names, n_map, "names") or tuple(str(i + 1) for i in range(n_map))
+    if len(set(named)) < n_map:
+        twice = next(name for name in named if named.count(name) > 1)
+        raise InputError("E-NODES", f"several maps are named {twice!r}", rule="names are unique")
+    return SpatialMaps(
+        names=named,
+        networks=_names(networks, n_map, "networks"),
+        volume=volume,
+        affine=np.asarray(affine, dtype=np.float64),
+    )
+
+
+def _names(table: Mapping[int, str] | None, n_map: int, what: str) -> tuple[str, ...] | None:
+    if table is None:
+        return None
+    wanted: Sequence[int] = range(1, n_map + 1)
+    if set(table) != set(wanted):
+        raise InputError(
+            "E-ATLAS",
+            f"{what}: the table has {len(table)} rows, from {min(table)} to {max(table)}, for {n_map} maps",
+            rule="the table holds one row per map, numbered from 1",
+            fix="use the table that belongs to these maps",
+        )
+    return tuple(table[i] for i in wanted)
