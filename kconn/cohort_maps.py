@@ -85,7 +85,8 @@ def assemble_maps(
     Raises
     ------
     InputError
-        ``E-GRID`` if the runs are not on one grid, ``E-BRAIN-MODELS`` if they have other grayordinates, ``E-NODES`` if they have other nodes or there is none,
+        ``E-GRID`` if the runs are not on one grid, ``E-BRAIN-MODELS`` if they have other grayordinates,
+        ``E-NODES`` if they have other nodes or there is none,
         ``E-MASK-EMPTY`` if no voxel has data in enough sessions.
     SchemaError
         ``E-ARGUMENT`` or ``E-SCHEMA``.
@@ -155,7 +156,7 @@ def _gather_runs(
 
 def _locate(
     ds: xr.Dataset,
-) -> tuple[tuple[int, int, int], npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+) -> tuple[tuple[int, int, int], npt.NDArray[np.floating[Any]], npt.NDArray[np.intp]]:
     """Return the grid of a run and the flat positions of its voxels; grayordinates count as a grid of one row."""
     if has_grayordinates(ds):
         n_place = ds.sizes["voxel"]

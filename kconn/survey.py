@@ -521,7 +521,8 @@ def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]
                     nodes = _load(study, table, run)
                     _place(nodes, run)
                     seen[grid] = nodes.names
-                    _check_number(table, nodes)
+                    if study.contrasts:
+                        _check_number(table, nodes)
                 if table.netmats:
                     _check_kinds(study, run, len(seen[grid]))
         names_of[name] = max(seen.values(), key=len, default=())
@@ -533,7 +534,7 @@ def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps) -> None:
         raise InputError(
             "E-NODES",
             f"the node set has the node {nodes.names[0]!r} alone",
-            rule="a connection needs two nodes",
+            rule="a connection that can be tested needs two nodes",
             fix="write netmats = false and seed_maps = true, or add nodes",
         )
 
