@@ -139,6 +139,7 @@ def survey_study(study: Study) -> Survey:
     _check_brain_models(facts, problems)
     node_names = _check_nodes(study, facts, problems)
     _check_map_grids(study, facts, problems)
+    _check_map_statistics(study, problems)
     if are_known:
         _check_contrasts(study, runs, participants, sessions, problems)
     return Survey(
@@ -537,6 +538,23 @@ def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps) -> None:
             rule="a connection that can be tested needs two nodes",
             fix="write netmats = false and seed_maps = true, or add nodes",
         )
+
+
+def _check_map_statistics(study: Study, problems: list[KconnError]) -> None:
+    """Refuse statistics of clusters of voxels without saying which voxels are neighbours."""
+    if not any(table.map_kinds() for table in study.nodes.values()):
+        return
+    for name in study.contrasts:
+        options = study.permutation_of(name)
+        if options.statistic not in {"edge", "voxel", "nbs"} and options.neighbours is None:
+            problems.append(
+                StudyFileError(
+                    "E-STUDY-VALUE",
+                    f"contrasts.{name} has statistic = {options.statistic!r} and no neighbours, and there are maps",
+                    rule="of voxels, 6, 18 or 26 are neighbours",
+                    fix="write neighbours = 26 in the contrast or in [permutation]",
+                )
+            )
 
 
 def _check_map_grids(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> None:

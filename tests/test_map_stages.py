@@ -1,5 +1,7 @@
 """Maps through the shell: a planted effect found, the same bits for any worker, and what is refused before compute."""
 
+import shutil
+
 import nibabel
 import numpy as np
 import pandas as pd
@@ -99,6 +101,41 @@ def test_run__finds_the_planted_effect_in_the_map_of_its_seed(trial):
     joint = tree["contrasts/seeds/seedmap/groups"].ds["p_fwe_nodes"].to_numpy()
     assert (joint[0] >= seed["p_fwe"].to_numpy()).all()
     assert (joint[0][there] < 0.05).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"statistic": "cluster-extent", "threshold": 2.0, "neighbours": 6},
+        {"statistic": "cluster-mass", "threshold": 2.0, "neighbours": 18},
+        {"statistic": "tfce", "neighbours": 26},
+    ],
+)
+def test_run__finds_the_planted_cluster(trial, tmp_path, options):
+    shutil.copytree(trial.parent, tmp_path / "trial")
+    study = write_study(
+        tmp_path / "trial",
+        **{**PLANTED, "contrasts": {"groups": None, "shape": {**GROUPS, **options, "levels": ["a", "b"]}}},
+    )
+    assert cli.main(["run", str(study), "--workers", "0"]) == 0
+    tree = kconn.open_study(tmp_path / "trial" / "study.zarr")
+    seed, other = (tree[f"contrasts/seeds/seedmap/shape/{name}"].ds for name in ("1-seed", "2-other"))
+    planted = np.zeros(SHAPE, dtype=bool)
+    planted[TARGET] = True
+    there = planted[tuple(seed[axis].to_numpy() for axis in "ijk")]
+    assert (seed["p_fwe"].to_numpy()[there] < 0.05).mean() > 0.8
+    assert (seed["p_fwe"].to_numpy()[~there] < 0.05).mean() < 0.1
+    assert not (other["p_fwe"].to_numpy() < 0.05).any()
+    joint = tree["contrasts/seeds/seedmap/shape"].ds["p_fwe_nodes"][0].to_numpy()
+    known = np.isfinite(joint)
+    assert (joint[known] >= seed["p_fwe"].to_numpy()[known]).all()
+
+
+def test_check__refuses_clusters_without_neighbours(tmp_path):
+    cluster = {**GROUPS, "statistic": "cluster-extent", "threshold": 2.0}
+    study = small_study(tmp_path / "study", nodes={"seeds": SEEDS}, contrasts={"groups": cluster})
+    with pytest.raises(kconn.KconnError, match=r"E-STUDY-VALUE contrasts.groups .* no neighbours"):
+        survey_study(read_study(study)).refuse_problems()
 
 
 def test_run__publishes_the_mean_map_of_the_runs_of_a_session(trial):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import xarray as xr
 
 from kconn.chunks import plan_maps
 from kconn.cohort_maps import PLACE_ATTRS, MapVariable, assemble_maps, mark_data
