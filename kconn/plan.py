@@ -292,6 +292,10 @@ class _Builder:
     def _people_files(self) -> dict[str, str]:
         return {role: path for role, path in self._tables().items() if role == "participants"}
 
+    def _itemsize(self, facts: RunFacts) -> int:
+        """Return the bytes of one stored value: what was smoothed is no integer any more."""
+        return facts.itemsize if self.study.denoise.smoothing_fwhm == "none" else max(4, facts.itemsize)
+
     def _ingest(self, facts: RunFacts) -> Step:
         inputs = self.study.inputs
         params: dict[str, Any] = {"layout": inputs.layout, "t_r": inputs.t_r, "space": facts.space}
@@ -306,8 +310,8 @@ class _Builder:
             }
         estimate = Estimate(
             bytes_read=facts.n_bytes,
-            bytes_written=facts.n_voxel * facts.n_time * facts.itemsize,
-            memory=_BASE_BYTES + min(2 * ROW_BYTES, 2 * facts.n_voxel * facts.n_time * facts.itemsize),
+            bytes_written=facts.n_voxel * facts.n_time * self._itemsize(facts),
+            memory=_BASE_BYTES + min(2 * ROW_BYTES, 2 * facts.n_voxel * facts.n_time * self._itemsize(facts)),
         )
         return self._step("ingest", facts.where, facts.where, files=facts.files, params=params, estimate=estimate)
 
@@ -321,7 +325,7 @@ class _Builder:
             params["erode"] = self.study.compcor.erode
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
-            bytes_read=facts.n_voxel * facts.n_time * facts.itemsize,
+            bytes_read=facts.n_voxel * facts.n_time * self._itemsize(facts),
             bytes_written=n_bytes,
             memory=_BASE_BYTES + min(6 * BLOCK_BYTES, 6 * n_bytes) + 16 * facts.n_time**2,
         )
@@ -339,7 +343,7 @@ class _Builder:
         n_node = len(self.survey.node_names[name])
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
-            bytes_read=n_bytes + facts.n_voxel * facts.n_time * facts.itemsize,
+            bytes_read=n_bytes + facts.n_voxel * facts.n_time * self._itemsize(facts),
             bytes_written=2 * 8 * n_node * facts.n_time,
             memory=_BASE_BYTES + min(4 * BLOCK_BYTES, 4 * n_bytes),
         )
