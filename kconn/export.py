@@ -627,7 +627,7 @@ def _series_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
 
 
 def _node_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
-    return {name: result[name].to_numpy() for name in ("node", "network", *"xyz") if name in result.coords}
+    return {name: result[name].to_numpy() for name in ("node", "network", "colour", *"xyz") if name in result.coords}
 
 
 def _quality_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:

@@ -111,18 +111,23 @@ class NodeSet:
         (node, 3) mm, or None where nothing is known of it.
     source
         What selects the voxels.
+    colours
+        (node,) as ``#rrggbb``, or None where the atlas has none.
     """
 
     names: tuple[str, ...]
     networks: tuple[str, ...] | None
     centres: Array | None
     source: Labels | Spheres | DenseLabels | Columns | Union
+    colours: tuple[str, ...] | None = None
 
     def coords(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
         """Return the coordinates of the dimension ``node``."""
         coords: dict[str, tuple[str, npt.NDArray[Any]]] = {"node": ("node", np.array(self.names))}
         if self.networks is not None:
             coords["network"] = ("node", np.array(self.networks))
+        if self.colours is not None:
+            coords["colour"] = ("node", np.array(self.colours))
         if self.centres is not None:
             coords.update({axis: ("node", self.centres[:, i]) for i, axis in enumerate("xyz")})
         return coords
@@ -178,6 +183,7 @@ def nodes_from_dense_labels(
     *,
     names: Mapping[int, str],
     networks: Mapping[int, str] | None = None,
+    colours: Mapping[int, str] | None = None,
 ) -> NodeSet:
     """Return the nodes of a label atlas on grayordinates.
 
@@ -191,6 +197,8 @@ def nodes_from_dense_labels(
         Label -> name, of at least the labels that occur.
     networks
         Label -> network.
+    colours
+        Label -> ``#rrggbb``, of all labels or of none.
 
     Raises
     ------
@@ -213,6 +221,7 @@ def nodes_from_dense_labels(
         networks=None if networks is None else tuple(networks[key] for key in keys),
         centres=None,
         source=DenseLabels(places=places, label=label, keys=keys),
+        colours=None if not colours or set(keys) - set(colours) else tuple(colours[key] for key in keys),
     )
 
 
@@ -374,6 +383,7 @@ def _pick(nodes: NodeSet, keep: BoolArray) -> NodeSet:
         networks=None if nodes.networks is None else tuple(nodes.networks[i] for i in at),
         centres=None if nodes.centres is None else nodes.centres[at],
         source=source,
+        colours=None if nodes.colours is None else tuple(nodes.colours[i] for i in at),
     )
 
 

@@ -68,4 +68,11 @@ def _load_dlabel(params: Mapping[str, Any], files: Mapping[str, Path]) -> NodeSe
     """Return the nodes of a dlabel: its own names, unless a table gives others."""
     found = cifti.read_dense_labels(files["atlas"], map_name=params["label_map"])
     names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (found.names, None)
-    return nodes_from_dense_labels(found.keys, found.places, names=names, networks=networks)
+    colours = {key: _hex(colour) for key, colour in found.colours.items()}
+    return nodes_from_dense_labels(found.keys, found.places, names=names, networks=networks, colours=colours)
+
+
+def _hex(colour: tuple[float, float, float, float]) -> str:
+    """Return red, green and blue from 0 to 1 as ``#rrggbb``."""
+    parts = (round(255 * min(1.0, max(0.0, part))) for part in colour[:3])
+    return "#" + "".join(f"{part:02x}" for part in parts)

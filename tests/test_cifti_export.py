@@ -128,6 +128,14 @@ def test_export_study__writes_matrices_as_pconn(dense, pconn, tsv):
     assert sidecar["Sources"]
 
 
+def test_export_study__lists_the_colours_of_the_dlabel(dense):
+    folder, _, _ = dense
+    nodes = pd.read_csv(folder / "out" / "group" / "group_atlas-sim8_nodes.tsv", sep="\t")
+    table = nib.load(folder / ATLAS).header.get_axis(0).label[0]
+    expected = [tuple(round(255 * part) for part in table[key][1][:3]) for key in range(1, 9)]
+    assert [tuple(bytes.fromhex(colour[1:])) for colour in nodes["colour"]] == expected
+
+
 def test_export_study__writes_the_same_bytes_again(dense):
     folder, bench, _ = dense
     before = {path: path.read_bytes() for path in (folder / "out").rglob("*.nii")}

@@ -15,6 +15,7 @@ from kconn.nodes import (
     nodes_from_labels,
     nodes_from_spheres,
 )
+from kconn.nodesets import load_nodes
 from kconn.parcellation import parcellate
 from tests import cifti_files as made
 
@@ -124,3 +125,15 @@ def test_parcellate__serves_the_schaefer_atlas_on_91282_grayordinates(shared_dat
     assert len(nodes.names) == 200
     assert members.n_voxel.sum() == np.count_nonzero(found.keys)
     assert members.voxel.size > 0.99 * members.n_voxel.sum()
+
+
+def test_load_nodes__takes_names_and_colours_of_the_schaefer_atlas(shared_data):
+    folder = shared_data / "atlases"
+    files = {"atlas": folder / "Schaefer200x17_den-32k.dlabel.nii", "labels": folder / "Schaefer200x17_dseg.tsv"}
+    nodes = load_nodes({"label_map": "parcels"}, files, xr.Dataset())
+    alone = load_nodes({"label_map": None}, {"atlas": files["atlas"]}, xr.Dataset())
+    assert len(nodes.names) == 200
+    assert alone.names[0] == "17Networks_LH_VisCent_ExStr_1"
+    assert nodes.colours == alone.colours
+    assert nodes.coords()["colour"][1][0] == "#781286"
+    assert drop_nodes(alone, alone.names[1:]).colours == ("#781286",)
