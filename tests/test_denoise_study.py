@@ -8,7 +8,8 @@ from kconn.denoising import denoise
 from kconn.despiking import despike
 from kconn.io import cubes, store
 from kconn.plan import make_plan
-from kconn.report.methods import Bibliography, _denoising
+from kconn.report.bibliography import Bibliography
+from kconn.report.methods import _denoising
 from kconn.smoothing import smooth
 from kconn.stages.job import Job, run_job
 from kconn.study import read_study

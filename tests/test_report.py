@@ -49,16 +49,17 @@ def make_cohort(n_subject, *, effect, seed=0):
     )
 
 
-def make_contrast(cohort, people, hypothesis, *, name="drug", n_perm=200, alternative="two-sided", planted=None):
+def make_contrast(cohort, people, hypothesis, *, name="drug", alternative="two-sided", planted=None, **options):
     test = build_test(cohort["netmat"], people, None, hypothesis)
     result = permutation_test(
         test.data,
         test.design,
         test.contrasts,
-        n_perm=n_perm,
+        n_perm=200,
         seed=1,
         alternative=alternative,
         sign_flip=test.sign_flip,
+        **options,
     )
     left_out = [f"{subject}: {reason}" for subject, reason in test.left_out.items()]
     return describe_contrast(
@@ -294,6 +295,70 @@ def test_render_report__every_kind_of_test(data, cohort, people, hypothesis):
     page = render_report(replace(data, contrasts=[contrast]))
     assert not read(page).errors
     assert headline(contrast, alpha=0.05) in page.replace("&lt;", "<")
+
+
+REPEATED = Hypothesis(test="repeated", sessions=("pre", "post"), effect="group")
+SUBJECTS_WHOLE = -np.repeat(np.arange(1, 17), 2)
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "options", "said"),
+    [
+        (
+            Hypothesis(test="f-test", formula="group + age", effect=("group", "age")),
+            {},
+            ["shows an effect of group and age", "F, all directions", "from F =", "has no direction"],
+        ),
+        (
+            Hypothesis(test="interaction", formula="group * sex", effect=("group", "sex"), change=("pre", "post")),
+            {"tail": "gpd"},
+            ["an interaction of group and sex", "generalised Pareto tail", "of the change from pre to post"],
+        ),
+        (
+            REPEATED,
+            {"exchangeability_blocks": SUBJECTS_WHOLE},
+            ["in its course over pre, post", "32 sessions", "sessions 32"],
+        ),
+        (
+            Hypothesis(test="design", formula="0 + group", weights={"group[ketamine]": 1, "group[placebo]": -1}),
+            {"variance_groups": np.repeat([1, 2], 8)},
+            ["departs from the null", "per unit of the contrast", "from |z| ="],
+        ),
+        (
+            CHANGE,
+            {"statistic": "nbs", "threshold": 1.0},
+            ["edges of a component", "Zalesky", "threshold 1", "cluster"],
+        ),
+        (CHANGE, {"fdr": "bky", "regression": "dekker"}, ["two-stage", "after Dekker", "regression dekker"]),
+    ],
+    ids=["f-test", "interaction", "repeated", "design", "nbs", "options"],
+)
+def test_render_report__reads_well_for_every_design_and_option(data, cohort, people, hypothesis, options, said):
+    contrast = make_contrast(cohort, people, hypothesis, **options)
+    page = render_report(replace(data, contrasts=[contrast]))
+    assert not read(page).errors
+    text = words(page).replace("&lt;", "<")
+    assert headline(contrast, alpha=0.05) in text
+    plain = text.replace("show an", "shows an").replace("differ by", "differs by").replace("their course", "its course")
+    plain = plain.replace("depart from", "departs from")
+    assert [phrase for phrase in said if phrase not in plain] == []
+    assert "nan" not in text.lower().split()
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "options"),
+    [
+        (CHANGE, {"statistic": "nbs", "threshold": 1.0}),
+        (CHANGE, {"variance_groups": np.repeat([1, 2], 8)}),
+        (CHANGE, {"convention": "palm"}),
+        (Hypothesis(test="f-test", formula="group + age", effect="group"), {}),
+    ],
+)
+def test_critical_value__is_on_the_scale_of_the_maxima(cohort, people, hypothesis, options):
+    contrast = make_contrast(cohort, people, hypothesis, **options)
+    threshold = critical_value(contrast, alpha=0.05)
+    np.testing.assert_array_equal(contrast.towards() >= threshold * (1 - 1e-9), contrast.significant(0.05))
+    np.testing.assert_allclose(np.nanmax(contrast.towards()), contrast.result["max_stat"][0], rtol=1e-9)
 
 
 def test_write_report__replaces_the_file_and_leaves_no_other(tmp_path, data, page):

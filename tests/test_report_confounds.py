@@ -3,8 +3,8 @@
 import pytest
 
 from kconn.confounds import PRESETS, STRATEGIES
+from kconn.report.bibliography import REFERENCES
 from kconn.report.confounds import describe_confounds
-from kconn.report.methods import REFERENCES
 
 
 def said(confounds, **tables):

@@ -104,8 +104,37 @@ class TestedContrast:
 
     def towards(self) -> npt.NDArray[np.float64]:
         """Return the statistic in the direction that was tested, ``(edge,)``: what ``max_stat`` is the maximum of."""
-        stat = self.result["stat"].to_numpy().astype(np.float64)
+        if "enhanced" in self.result:
+            return np.asarray(self.result["enhanced"].to_numpy(), dtype=np.float64)
+        stat = self.result["zstat" if self._is_on_z else "stat"].to_numpy().astype(np.float64)
         return {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[self.alternative]
+
+    @property
+    def compared(self) -> str:
+        """What ``max_stat`` is the maximum of, as a symbol or in words."""
+        if "enhanced" in self.result:
+            return _ENHANCED[str(self.fact("statistic", "tfce"))]
+        symbol = "z" if self._is_on_z else self.stat_kind
+        return {"two-sided": f"|{symbol}|", "greater": symbol, "less": f"\N{MINUS SIGN}{symbol}"}[self.alternative]
+
+    @property
+    def by_partial_r(self) -> bool:
+        """Whether the partial correlation is the effect size to read: d of a slope depends on its unit, F has none."""
+        return not self.is_directed or self.hypothesis.test in {"covariate", "interaction", "design"}
+
+    @property
+    def _is_on_z(self) -> bool:
+        refit = self.fact("missing", "exclude") == "refit"
+        return self.stat_kind in {"v", "G"} or self.fact("convention", "kconn") == "palm" or refit
+
+
+#: Statistic of whole maps -> what is compared.
+_ENHANCED: dict[str, str] = {
+    "nbs": "edges of a component",
+    "cluster-extent": "edges of a cluster",
+    "cluster-mass": "mass of a cluster",
+    "tfce": "enhanced value",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,8 +303,8 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
 def edge_table(contrast: TestedContrast) -> pd.DataFrame:
     """Return one row per tested edge, the most significant first.
 
-    Columns ``edge`` (position), ``node_i node_j effect stat dof cohen_d partial_r p_unc p_fwe p_fdr`` and, for
-    simulated data, ``planted``.
+    Columns ``edge`` (position), ``node_i node_j effect stat dof cohen_d partial_r p_unc p_fwe p_fdr
+    p_fwe_joint cluster``, NaN where the test has none, and, for simulated data, ``planted``.
     """
     result = contrast.result
     table = pd.DataFrame(
@@ -285,7 +314,7 @@ def edge_table(contrast: TestedContrast) -> pd.DataFrame:
             "node_j": result["node_j"].to_numpy().astype(str),
         }
     )
-    for name in ("effect", "stat", "dof", "cohen_d", "partial_r", "p_unc", "p_fwe", "p_fdr"):
+    for name in ("effect", "stat", "dof", "cohen_d", "partial_r", "p_unc", "p_fwe", "p_fdr", "p_fwe_joint", "cluster"):
         values = result[name].to_numpy() if name in result else np.full(len(table), np.nan)
         table[name] = np.broadcast_to(values, len(table)).astype(np.float64)
     table["planted"] = _planted_sign(contrast) != 0

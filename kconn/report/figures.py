@@ -188,7 +188,6 @@ def plot_null(contrast: TestedContrast, *, found: npt.NDArray[np.bool_], thresho
     null = contrast.result["max_stat"].to_numpy()
     null = null[np.isfinite(null)]
     observed = contrast.towards()
-    kind = {"two-sided": "largest |{}| over all connections", "greater": "largest {}", "less": f"largest {MINUS}{{}}"}
     figure, rows = _grid(1, 1, width=4.6, height=2.3, left=0.6, bottom=0.45, top=0.1)
     ax = rows[0][0]
     ax.hist(null, bins=min(40, max(8, len(null) // 20)), color=MUTED, alpha=0.45, linewidth=0)
@@ -207,14 +206,19 @@ def plot_null(contrast: TestedContrast, *, found: npt.NDArray[np.bool_], thresho
     best = float(np.nanmax(observed))
     signs = np.sign(contrast.result["stat"].to_numpy())
     for value, sign in zip(observed[found], signs[found], strict=True):
-        ax.plot([value, value], [0, top * 0.16], color=UP if sign > 0 else DOWN, linewidth=1.6, solid_capstyle="butt")
+        ax.plot([value, value], [0, top * 0.16], color=_colour_of(contrast, sign), linewidth=1.6, solid_capstyle="butt")
     if not found.any():
         ax.plot([best, best], [0, top * 0.16], color=INK, linewidth=1.6)
         ax.annotate("observed", (best, top * 0.17), ha="center", va="bottom", fontsize=8)
-    ax.set_xlabel(kind[contrast.alternative].format(contrast.fact("stat_kind", "t")))
+    ax.set_xlabel(f"largest {contrast.compared} over all connections")
     ax.set_ylabel("relabellings")
     ax.set_ylim(0, top)
     return figure
+
+
+def _colour_of(contrast: TestedContrast, sign: float) -> str:
+    """Return the colour of a direction; that of ink where there is none."""
+    return (UP if sign > 0 else DOWN) if contrast.is_directed else INK
 
 
 def plot_observations(contrast: TestedContrast, edges: pd.DataFrame, *, columns: int = 4) -> Figure:

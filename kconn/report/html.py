@@ -19,10 +19,11 @@ from markupsafe import Markup
 from kconn.cohort import group_mean, list_missing, node_names, ward_order
 from kconn.kernels.netmats import unpack_edges
 from kconn.report import figures
+from kconn.report.bibliography import Bibliography, Reference
 from kconn.report.carpet import draw_carpet
 from kconn.report.connectome import has_coordinates, plot_brain, plot_ring
 from kconn.report.data import Recovery, ReportData, TestedContrast, edge_table, kind_words, recover_truth
-from kconn.report.methods import Bibliography, Reference, write_methods
+from kconn.report.methods import write_methods
 from kconn.report.palette import group_colour
 from kconn.report.quality import exclusion_table, flow_boxes, motion_tables, qc_fc_figures, qc_fc_notes
 from kconn.report.svg import inline_svg, styled
@@ -34,7 +35,6 @@ from kconn.report.tables import (
 )
 from kconn.report.words import (
     DASH,
-    MINUS,
     SIDES,
     count,
     critical_value,
@@ -315,24 +315,32 @@ def _section(contrast: TestedContrast, data: ReportData, i_section: int) -> Cont
 
 
 def _columns(contrast: TestedContrast) -> tuple[str, ...]:
-    kind = str(contrast.fact("stat_kind", "t"))
-    standardised = "partial r" if _standardised(contrast) == "partial_r" else "Cohen's d"
-    return (f"effect ({effect_unit(contrast)})", kind, "df", standardised, "p", "p FDR", "p FWE")
-
-
-def _standardised(contrast: TestedContrast) -> str:
-    """Return the effect size that can be read: d of a slope would depend on the unit of the covariate."""
-    return "partial_r" if contrast.hypothesis.test == "covariate" else "cohen_d"
+    standardised = "partial r" if contrast.by_partial_r else "Cohen's d"
+    more = ("p FWE joint",) if "p_fwe_joint" in contrast.result else ()
+    first = ("cluster",) if "cluster" in contrast.result else ()
+    return (
+        *first,
+        f"effect ({effect_unit(contrast)})",
+        contrast.stat_kind,
+        "df",
+        standardised,
+        "p",
+        "p FDR",
+        "p FWE",
+        *more,
+    )
 
 
 def _edge_rows(contrast: TestedContrast, table: pd.DataFrame) -> list[EdgeRow]:
-    digits = {"effect": 3, "stat": 2, "dof": 0, _standardised(contrast): 2}
+    digits = {"effect": 3, "stat": 2, "dof": 0, "partial_r" if contrast.by_partial_r else "cohen_d": 2}
+    digits = {**({"cluster": 0} if "cluster" in contrast.result else {}), **digits}
+    printed = ("p_unc", "p_fdr", "p_fwe", *(("p_fwe_joint",) if "p_fwe_joint" in contrast.result else ()))
     rows = []
     for _, edge in table.iterrows():
         cells = [
             (format_number(float(edge[name]), digits=places), float(edge[name])) for name, places in digits.items()
         ]
-        for name in ("p_unc", "p_fdr", "p_fwe"):
+        for name in printed:
             cells += [(format_p(float(edge[name]), n_perm=contrast.n_perm), float(edge[name]))]
         rows.append(
             EdgeRow(
@@ -369,6 +377,9 @@ def _draw_connectome(contrast: TestedContrast, edges: pd.DataFrame, data: Report
     known = data.nodes.get(contrast.node_set)
     alt = f"{count(len(pairs), 'connection')}: {signs.count(1)} upwards in red, {signs.count(-1)} downwards in blue."
     colours = "Red: higher; blue: lower"
+    if not contrast.is_directed:
+        alt = f"{count(len(pairs), 'connection')}."
+        colours = f"{contrast.stat_kind} has no direction"
     drawn = "The significant connections"
     if known is not None:
         table = known.set_index("node").reindex(names)
@@ -392,15 +403,13 @@ def _panels_caption(contrast: TestedContrast, n_shown: int, n_all: int, *, found
 
 
 def _null_caption(contrast: TestedContrast, threshold: float, alpha: float, *, found: bool) -> str:
-    side = SIDES[contrast.alternative]
+    side = SIDES[contrast.alternative] if contrast.is_directed else "all directions"
     start = f"The largest statistic over all connections in each of {count(contrast.n_perm, 'relabelling')}."
     if not np.isfinite(threshold):
         return f"{start} With so few, no p can fall below {format_alpha(alpha)}."
-    symbol = contrast.fact("stat_kind", "t")
-    symbol = {"two-sided": f"|{symbol}|", "greater": symbol, "less": f"{MINUS}{symbol}"}[contrast.alternative]
     return (
         f"{start} A connection is significant (p FWE < {format_alpha(alpha)}, {side}) "
-        f"from {symbol} = {threshold:.2f} on; "
+        f"from {contrast.compared} = {threshold:.2f} on; "
         + ("coloured marks are the observed ones." if found else "the mark is the strongest that was observed.")
     )
 
@@ -410,13 +419,35 @@ def _facts(contrast: TestedContrast) -> Table:
     rows = [
         ("test", contrast.hypothesis.test),
         ("model", f"~ {contrast.hypothesis.formula}"),
-        ("subjects", str(contrast.observed.sizes["observation"])),
+        ("sessions" if contrast.hypothesis.per_session else "subjects", str(contrast.observed.sizes["observation"])),
         ("connections tested", f"{contrast.n_tested:,} of {contrast.result.sizes['edge']:,}"),
         ("relabellings", f"{contrast.n_perm:,}{exhaustive}"),
-        ("sidedness", SIDES[contrast.alternative]),
+        ("sidedness", SIDES[contrast.alternative] if contrast.is_directed else "none: all directions"),
+        *_options(contrast),
         ("seed", str(contrast.fact("seed", DASH))),
     ]
     return Table(columns=("", ""), rows=tuple(rows))
+
+
+def _options(contrast: TestedContrast) -> list[tuple[str, str]]:
+    """Return the options of the test that are not those of every test."""
+    statistic = str(contrast.fact("statistic", "edge"))
+    threshold = contrast.fact("threshold", None)
+    n_group = int(contrast.fact("n_variance_group", 0))
+    shown = {
+        "statistic": "" if statistic in {"edge", "voxel"} else statistic,
+        "threshold": "" if threshold is None else f"{float(threshold):g}",
+        "exchange": str(contrast.fact("exchange", "")),
+        "variance": f"of each of {n_group} groups" if n_group else "",
+    }
+    usual = {"regression": "freedman-lane", "convention": "kconn", "tail": "counts", "missing": "exclude", "fdr": "bh"}
+    shown |= {
+        key: str(contrast.fact(key, default))
+        for key, default in usual.items()
+        if contrast.fact(key, default) != default
+    }
+    shown |= {"corrected over contrasts": "yes"} if "p_fwe_joint" in contrast.result else {}
+    return [(key, value) for key, value in shown.items() if value]
 
 
 def _reproduction_table(data: ReportData) -> Table:

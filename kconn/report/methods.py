@@ -2,177 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
+from kconn.report.bibliography import Bibliography, join
 from kconn.report.confounds import chosen_strategy, describe_confounds
-from kconn.report.data import ReportData, TestedContrast, kind_words
-from kconn.report.words import SIDES, count, format_alpha
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """One entry of the list of references."""
-
-    text: str
-    doi: str
-
-
-REFERENCES: Final[Mapping[str, Reference]] = {
-    "abraham": Reference(
-        text="Abraham et al. Machine learning for neuroimaging with scikit-learn. Front Neuroinform 2014;8:14.",
-        doi="10.3389/fninf.2014.00014",
-    ),
-    "benjamini": Reference(
-        text="Benjamini, Hochberg. Controlling the false discovery rate. J R Stat Soc B 1995;57:289-300.",
-        doi="10.1111/j.2517-6161.1995.tb02031.x",
-    ),
-    "behzadi": Reference(
-        text="Behzadi et al. A component based noise correction method (CompCor) for BOLD and perfusion based fMRI. "
-        "NeuroImage 2007;37:90-101.",
-        doi="10.1016/j.neuroimage.2007.04.042",
-    ),
-    "ciric": Reference(
-        text="Ciric et al. Benchmarking of participant-level confound regression strategies for the control of motion "
-        "artifact in studies of functional connectivity. NeuroImage 2017;154:174-187.",
-        doi="10.1016/j.neuroimage.2017.03.020",
-    ),
-    "cox": Reference(
-        text="Cox. AFNI: software for analysis and visualization of functional magnetic resonance neuroimages. "
-        "Comput Biomed Res 1996;29:162-173.",
-        doi="10.1006/cbmr.1996.0014",
-    ),
-    "fair": Reference(
-        text="Fair et al. Correction of respiratory artifacts in MRI head motion estimates. "
-        "NeuroImage 2020;208:116400.",
-        doi="10.1016/j.neuroimage.2019.116400",
-    ),
-    "gratton": Reference(
-        text="Gratton et al. Removal of high frequency contamination from motion estimates in single-band fMRI saves "
-        "data without biasing functional connectivity. NeuroImage 2020;217:116866.",
-        doi="10.1016/j.neuroimage.2020.116866",
-    ),
-    "jenkinson": Reference(
-        text="Jenkinson et al. Improved optimization for the robust and accurate linear registration and motion "
-        "correction of brain images. NeuroImage 2002;17:825-841.",
-        doi="10.1006/nimg.2002.1132",
-    ),
-    "esteban": Reference(
-        text="Esteban et al. fMRIPrep: a robust preprocessing pipeline for functional MRI. "
-        "Nat Methods 2019;16:111-116.",
-        doi="10.1038/s41592-018-0235-4",
-    ),
-    "freedman": Reference(
-        text="Freedman, Lane. A nonstochastic interpretation of reported significance levels. "
-        "J Bus Econ Stat 1983;1:292-298.",
-        doi="10.1080/07350015.1983.10509354",
-    ),
-    "friston": Reference(
-        text="Friston et al. Movement-related effects in fMRI time-series. Magn Reson Med 1996;35:346-355.",
-        doi="10.1002/mrm.1910350312",
-    ),
-    "griffanti": Reference(
-        text="Griffanti et al. ICA-based artefact removal and accelerated fMRI acquisition for improved resting state "
-        "network imaging. NeuroImage 2014;95:232-247.",
-        doi="10.1016/j.neuroimage.2014.03.034",
-    ),
-    "lakens": Reference(
-        text="Lakens. Calculating and reporting effect sizes to facilitate cumulative science. "
-        "Front Psychol 2013;4:863.",
-        doi="10.3389/fpsyg.2013.00863",
-    ),
-    "lindquist": Reference(
-        text="Lindquist et al. Modular preprocessing pipelines can reintroduce artifacts into fMRI data. "
-        "Hum Brain Mapp 2019;40:2358-2376.",
-        doi="10.1002/hbm.24528",
-    ),
-    "hutchison": Reference(
-        text="Hutchison et al. Dynamic functional connectivity: promise, issues, and interpretations. "
-        "NeuroImage 2013;80:360-378.",
-        doi="10.1016/j.neuroimage.2013.05.079",
-    ),
-    "friedman": Reference(
-        text="Friedman, Hastie, Tibshirani. Sparse inverse covariance estimation with the graphical lasso. "
-        "Biostatistics 2008;9:432-441.",
-        doi="10.1093/biostatistics/kxm045",
-    ),
-    "ledoit": Reference(
-        text="Ledoit, Wolf. A well-conditioned estimator for large-dimensional covariance matrices. "
-        "J Multivar Anal 2004;88:365-411.",
-        doi="10.1016/S0047-259X(03)00096-4",
-    ),
-    "motoyama": Reference(
-        text="Motoyama et al. Resting-state brain functional connectivity in patients with chronic pain who responded "
-        "to subanesthetic-dose ketamine. Sci Rep 2019;9.",
-        doi="10.1038/s41598-019-49360-1",
-    ),
-    "nichols": Reference(
-        text="Nichols, Holmes. Nonparametric permutation tests for functional neuroimaging. "
-        "Hum Brain Mapp 2002;15:1-25.",
-        doi="10.1002/hbm.1058",
-    ),
-    "phipson": Reference(
-        text="Phipson, Smyth. Permutation p-values should never be zero. Stat Appl Genet Mol Biol 2010;9:39.",
-        doi="10.2202/1544-6115.1585",
-    ),
-    "power": Reference(
-        text="Power et al. Spurious but systematic correlations in functional connectivity MRI networks arise from "
-        "subject motion. NeuroImage 2012;59:2142-2154.",
-        doi="10.1016/j.neuroimage.2011.10.018",
-    ),
-    "pruim": Reference(
-        text="Pruim et al. ICA-AROMA: A robust ICA-based strategy for removing motion artifacts from fMRI data. "
-        "NeuroImage 2015;112:267-277.",
-        doi="10.1016/j.neuroimage.2015.02.064",
-    ),
-    "satterthwaite": Reference(
-        text="Satterthwaite et al. An improved framework for confound regression and filtering for control of motion "
-        "artifact in the preprocessing of resting-state functional connectivity data. NeuroImage 2013;64:240-256.",
-        doi="10.1016/j.neuroimage.2012.08.052",
-    ),
-    "silver": Reference(
-        text="Silver, Dunlap. Averaging correlation coefficients: should Fisher's z transformation be used? "
-        "J Appl Psychol 1987;72:146-148.",
-        doi="10.1037/0021-9010.72.1.146",
-    ),
-    "smith": Reference(
-        text="Smith et al. Network modelling methods for FMRI. NeuroImage 2011;54:875-891.",
-        doi="10.1016/j.neuroimage.2010.08.063",
-    ),
-    "varoquaux": Reference(
-        text="Varoquaux et al. Detection of brain functional-connectivity difference in post-stroke patients using "
-        "group-level covariance modeling. MICCAI 2010:200-208.",
-        doi="10.1007/978-3-642-15705-9_25",
-    ),
-    "ward": Reference(
-        text="Ward. Hierarchical grouping to optimize an objective function. J Am Stat Assoc 1963;58:236-244.",
-        doi="10.1080/01621459.1963.10500845",
-    ),
-    "winkler": Reference(
-        text="Winkler et al. Permutation inference for the general linear model. NeuroImage 2014;92:381-397.",
-        doi="10.1016/j.neuroimage.2014.01.060",
-    ),
-}
-
-
-@dataclass(slots=True)
-class Bibliography:
-    """References in the order in which they are first cited."""
-
-    keys: list[str] = field(default_factory=list)
-
-    def cite(self, *keys: str) -> str:
-        """Return ``" [1, 2]"``, or nothing without keys."""
-        for key in keys:
-            if key not in self.keys:
-                self.keys.append(key)
-        return f" [{', '.join(str(self.keys.index(key) + 1) for key in keys)}]" if keys else ""
-
-    @property
-    def references(self) -> list[Reference]:
-        """The cited references, numbered from 1."""
-        return [REFERENCES[key] for key in self.keys]
+from kconn.report.data import ReportData, kind_words
+from kconn.report.statistics import write_statistics
+from kconn.report.words import count
 
 
 def write_methods(data: ReportData, bibliography: Bibliography) -> list[tuple[str, str]]:
@@ -183,7 +20,7 @@ def write_methods(data: ReportData, bibliography: Bibliography) -> list[tuple[st
         ("Denoising", _denoising(parameters, bibliography)),
         ("Quality", _quality(data, bibliography)),
         ("Connectivity", _connectivity(data, _table(parameters, "connectivity"), bibliography)),
-        ("Statistics", _statistics(data.contrasts, data.alpha, bibliography)),
+        ("Statistics", write_statistics(data.contrasts, data.alpha, bibliography)),
     ]
 
 
@@ -217,7 +54,7 @@ def _denoising(parameters: Mapping[str, Any], bibliography: Bibliography) -> str
         kind = "projection" if strategy.components == "nonaggressive" else "orthogonal projection"
         together = f"in one {kind}, so that no step brings back what another removed"
         verb = "were removed " + together if len(removed) > 1 else "was removed"
-        sentences.append(f"{_join(removed)} {verb}{bibliography.cite('lindquist') if len(removed) > 1 else ''}.")
+        sentences.append(f"{join(removed)} {verb}{bibliography.cite('lindquist') if len(removed) > 1 else ''}.")
     else:
         sentences.append("The signal was used as it came; nothing was regressed or filtered.")
     if n_dummy := denoise.get("dummy_frames"):
@@ -227,11 +64,11 @@ def _denoising(parameters: Mapping[str, Any], bibliography: Bibliography) -> str
         effect = "only the frames that were kept entered the fit and the connectivity estimates"
         if strategy.spikes == "censored":
             effect = "each had a regressor of its own"
-        sentences.append(f"Frames with {_join(beyond, last='or')} were censored: {effect}.")
+        sentences.append(f"Frames with {join(beyond, last='or')} were censored: {effect}.")
     if limits := _limits(quality):
-        sentences.append(f"Runs with {_join(limits, last='or')} were left out.")
+        sentences.append(f"Runs with {join(limits, last='or')} were left out.")
     if of_session := _session_limits(quality):
-        sentences.append(f"So were sessions whose remaining runs held fewer than {_join(of_session, last='or')}.")
+        sentences.append(f"So were sessions whose remaining runs held fewer than {join(of_session, last='or')}.")
     return _capitalised(" ".join(sentences))
 
 
@@ -316,7 +153,7 @@ def _connectivity(data: ReportData, connectivity: Mapping[str, Any], bibliograph
     sets = [f"{name} ({count(len(table), 'node')})" for name, table in data.nodes.items()]
     kinds = list(dict.fromkeys(kind for _, kind in data.cohorts))
     words = [kind_words(kind) + _how(kind, connectivity, bibliography) for kind in kinds]
-    sentences = [f"Node series of {_join(sets)} were compared by {_join(words)}."]
+    sentences = [f"Node series of {join(sets)} were compared by {join(words)}."]
     scales = {str(cohort["netmat"].attrs.get("z")) for cohort in data.cohorts.values()}
     if scales & {"fisher", "ar1"}:
         sentences.append(
@@ -359,43 +196,6 @@ def _how(kind: str, connectivity: Mapping[str, Any], bibliography: Bibliography)
             )
         case _:
             return ""
-
-
-def _statistics(contrasts: Sequence[TestedContrast], alpha: float, bibliography: Bibliography) -> str:
-    if not contrasts:
-        return "No contrast was tested."
-    tests = {contrast.hypothesis.test for contrast in contrasts}
-    models = {str(contrast.hypothesis.formula) for contrast in contrasts} - {"1"}
-    flips = any("flip" in str(contrast.fact("shuffling", "")) for contrast in contrasts)
-    numbers = sorted({contrast.n_perm for contrast in contrasts})
-    sides = list(dict.fromkeys(SIDES[contrast.alternative] for contrast in contrasts))
-    how = (
-        [f"permuting residuals after Freedman and Lane{bibliography.cite('freedman', 'winkler')}"]
-        if (tests & {"two-sample", "covariate"})
-        else []
-    )
-    if flips or not how:
-        how.append("flipping signs where a mean is tested" if how else "flipping signs")
-    formula = f" (models: {_join(sorted(models))})" if models else ""
-    exhaustive = [contrast.name for contrast in contrasts if contrast.fact("exhaustive", default=False)]
-    every = f" Every distinct relabelling was used for {_join(dict.fromkeys(exhaustive))}." if exhaustive else ""
-    standardised = "Cohen's d" if tests != {"covariate"} else "the partial correlation"
-    if len(tests) > 1 and "covariate" in tests:
-        standardised += " (for covariates the partial correlation)"
-    return (
-        f"Each connection was tested in a linear model{formula} by {_join(how, last='or')}, with "
-        f"{_join(f'{number:,}' for number in numbers)} relabellings, the identity included; the smallest possible p is "
-        f"therefore 1/{numbers[0]:,}{bibliography.cite('phipson')}.{every} Family-wise error over all connections of a "
-        f"test was controlled by the distribution of the maximum statistic{bibliography.cite('nichols')}; a connection "
-        f"counts as significant at p < {format_alpha(alpha)} ({_join(sides)}). The uncorrected p and the false "
-        f"discovery rate of Benjamini and Hochberg{bibliography.cite('benjamini')} are given beside it, and "
-        f"{standardised} as a standardised effect{bibliography.cite('lakens')}."
-    )
-
-
-def _join(parts: Iterable[str], *, last: str = "and") -> str:
-    words = list(parts)
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
 
 
 def _capitalised(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from kconn.hypotheses import Hypothesis
 from kconn.report.data import TestedContrast
 
 MINUS: Final = "\N{MINUS SIGN}"
@@ -48,10 +49,13 @@ def headline(contrast: TestedContrast, *, alpha: float) -> str:
     """Return what the test found, in one sentence."""
     significant = contrast.significant(alpha)
     n_found, n_tested = int(significant.sum()), contrast.n_tested
-    rule = f"family-wise error corrected p < {format_alpha(alpha)}, {SIDES[contrast.alternative]}"
+    side = SIDES[contrast.alternative] if contrast.is_directed else f"{contrast.stat_kind}, all directions"
+    rule = f"family-wise error corrected p < {format_alpha(alpha)}, {side}"
     none, some, rise, fall = _phrases(contrast)
     if n_found == 0:
         return f"No connection {none} after correction for {count(n_tested, 'connection')} ({rule})."
+    if not contrast.is_directed:
+        return f"{n_found:,} of {count(n_tested, 'connection')} {some[0] if n_found == 1 else some[1]} ({rule})."
     stat = contrast.result["stat"].to_numpy()[significant]
     up, down = int((stat > 0).sum()), int((stat < 0).sum())
     parts = [f"{number} {phrase}" for number, phrase in ((up, rise), (down, fall)) if number]
@@ -72,6 +76,8 @@ def _phrases(contrast: TestedContrast) -> tuple[str, tuple[str, str], str, str]:
         where = f"between {reference} and {level}"
         both = (f"differs {where}", f"differ {where}")
         return both[0], both, f"stronger in {level}", f"weaker in {level}"
+    if hypothesis.test in _OTHER_PHRASES:
+        return _phrase_other(hypothesis)
     if hypothesis.test == "covariate":
         effect = hypothesis.effect
         both = (f"goes with {effect}", f"go with {effect}")
@@ -84,10 +90,34 @@ def _phrases(contrast: TestedContrast) -> tuple[str, tuple[str, str], str, str]:
     return "differs from zero", ("differs from zero", "differ from zero"), "positive", "negative"
 
 
+def _phrase_other(hypothesis: Hypothesis) -> tuple[str, tuple[str, str], str, str]:
+    """Return the phrases of tests whose direction has no name of its own."""
+    effects, sessions = " and ".join(hypothesis.effects), ", ".join(hypothesis.sessions or ())
+    kind = "course" if hypothesis.test == "repeated" and effects else hypothesis.test
+    one, several = (text.format(effects=effects, sessions=sessions) for text in _OTHER_PHRASES[kind])
+    span = f" of the change from {hypothesis.change[0]} to {hypothesis.change[1]}" if hypothesis.change else ""
+    return one + span, (one + span, several + span), "upwards", "downwards"
+
+
+#: Test -> what one connection does, and what several do.
+_OTHER_PHRASES: Final = {
+    "f-test": ("shows an effect of {effects}", "show an effect of {effects}"),
+    "interaction": ("shows an interaction of {effects}", "show an interaction of {effects}"),
+    "repeated": ("differs between {sessions}", "differ between {sessions}"),
+    "course": (
+        "differs by {effects} in its course over {sessions}",
+        "differ by {effects} in their course over {sessions}",
+    ),
+    "design": ("departs from the null hypothesis", "depart from the null hypothesis"),
+}
+
+
 def effect_unit(contrast: TestedContrast) -> str:
     """Return what the effect is measured in."""
     if contrast.hypothesis.test == "covariate":
         return f"{contrast.unit} per unit of {contrast.hypothesis.effect}"
+    if contrast.hypothesis.test in {"interaction", "design"}:
+        return f"{contrast.unit} per unit of the contrast"
     return contrast.unit
 
 
