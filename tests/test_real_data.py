@@ -282,3 +282,90 @@ def test_run__studyforrest_netmat_is_the_correlation_of_its_series(studyforrest)
     both = alive[i] & alive[j]
     assert np.isnan(netmat[~both]).all()
     np.testing.assert_allclose(np.tanh(netmat[both]), np.corrcoef(series)[i, j][both], rtol=1e-9, atol=1e-12)
+
+
+def test_run__bochum_blocks_variance_groups_f_and_components(shared_data, tmp_path, capsys):
+    people = pd.read_csv(shared_data / "rpn_bochum" / "bochum_sample.csv")
+    people["Half"] = np.where(people["Age"] > people["Age"].median(), "older", "younger")
+    people["Block"] = people["Male"] + 1
+    people.to_csv(tmp_path / "people.csv", index=False)
+    _run(
+        tmp_path,
+        f"""
+[study]
+name = "Bochum"
+[inputs]
+layout = "tables"
+root = "{shared_data / "rpn_bochum"}"
+pattern = "regional_timeseries/bochum-{{subject}}_pumi-*.tsv"
+orientation = "time-by-node"
+has_header = true
+t_r = 2.5
+participants = "people.csv"
+participants_id = "ID"
+participants_id_format = "{{:03d}}"
+include = {{ Excluded = 0 }}
+[denoise]
+confounds = "none"
+high_pass = "none"
+[nodes.mist122]
+columns = "all"
+exclude = ["GlobSig"]
+[connectivity]
+kinds = ["corr"]
+[permutation]
+n_perm = 300
+seed = 7
+[contrasts.age-groups]
+test = "two-sample"
+formula = "Half + mean_QST_pain_sensitivity"
+effect = "Half"
+levels = ["younger", "older"]
+exchangeability_blocks = "Block"
+variance_groups = "Half"
+statistic = "nbs"
+threshold = 2.3
+[contrasts.anything]
+test = "f-test"
+formula = "mean_QST_pain_sensitivity + Age + Male"
+effect = ["mean_QST_pain_sensitivity", "Age"]
+exchangeability_blocks = "Block"
+""",
+        capsys,
+    )
+    tree = _tree(tmp_path)
+    table = people.assign(subject=[f"{i:03d}" for i in people["ID"]]).set_index("subject")
+    netmat = tree["cohort/mist122/corr"].to_dataset()["netmat"]
+
+    components = tree["contrasts/mist122/corr/age-groups"].to_dataset()
+    ids = components["observation"].to_numpy().astype(str)
+    block = table.loc[ids, "Block"].to_numpy()
+    shuffled = components["permutation_table"].to_numpy()
+    assert (block[shuffled] == block).all()  # nobody leaves the own block
+    assert components["stat_kind"].item() == "v"
+    assert components.attrs["exchange"] == "within each of 2 blocks"
+    sizes = components["enhanced"].to_numpy()
+    beyond = np.abs(components["zstat"].to_numpy()) >= 2.3
+    np.testing.assert_array_equal(sizes > 0, beyond)
+    np.testing.assert_allclose(np.nanmax(sizes), components["max_stat"].to_numpy()[0])
+
+    # F of two covariates is that of nested least-squares models.
+    result = tree["contrasts/mist122/corr/anything"].to_dataset()
+    ids = result["observation"].to_numpy().astype(str)
+    rows = table.loc[ids]
+    smaller = np.column_stack([np.ones(len(rows)), rows["Male"]])
+    larger = np.column_stack([smaller, rows["mean_QST_pain_sensitivity"], rows["Age"]])
+    i_edge = int(np.flatnonzero(np.isfinite(result["p_fwe"].to_numpy()))[50])
+    place = pd.Index(tree["cohort/mist122/corr"]["subject"].to_numpy().astype(str)).get_indexer(pd.Index(ids))
+    y = netmat.to_numpy()[place, i_edge]
+    rss = [np.linalg.lstsq(columns, y)[1][0] for columns in (smaller, larger)]
+    expected = (rss[0] - rss[1]) / 2 / (rss[1] / (len(y) - 4))
+    np.testing.assert_allclose(result["stat"].to_numpy()[i_edge], expected, rtol=1e-9)
+
+    html = (tmp_path / "report.html").read_text()
+    assert "within each of 2 blocks" in html
+    assert "components of edges with z of at least 2.3" in html
+    assert main(["export", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]) == 0
+    clusters = pd.read_csv(next((tmp_path / "out/group").glob("*ageGroups_clusters.tsv")), sep="\t")
+    assert clusters["n_features"].sum() == beyond.sum()
+    assert clusters["p_fwe"].between(1 / 300, 1).all()
