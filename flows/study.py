@@ -33,7 +33,7 @@ from kconn.errors import KconnError, unforeseen
 from kconn.exclusions import list_exclusions
 from kconn.execution import Event, run_chain, run_cohort_step
 from kconn.io import store
-from kconn.plan import Step
+from kconn.plan import Plan, Step
 from kconn.report.study import write_study_report
 from kconn.workbench import Workbench, connected, prepare, writing
 
@@ -100,18 +100,25 @@ def run_study(study: str, workers: int | None = None, scheduler: str | None = No
         if client is not None:
             log.info("Dask dashboard: %s", client.dashboard_link)
         session = Session(bench=bench, client=client)
-        futures = [run_one_run.submit(session, steps) for steps in bench.plan.runs().values()]
-        for n_done, _ in enumerate(as_completed(futures), start=1):
-            if n_done % max(1, len(futures) // 8) == 0 or n_done == len(futures):
-                log.info("%d of %d runs", n_done, len(futures))
-        for future in futures:
-            future.wait()  # fetches the state with its data
-            future.state.result()
-        for step in bench.plan.cohort():
-            log.info("%s of %s", step.stage, step.where)
-            run_one_step.with_options(name=step.stage)(session, step, return_state=True).result()
+        for phase in bench.plan.phases():
+            run_one_phase(session, phase)
         publish_report(session, return_state=True).result()
     return store.digest_store(bench.study.store)
+
+
+def run_one_phase(session: Session, phase: Plan) -> None:
+    """Run the runs of one phase side by side, then its steps of the cohort."""
+    log = get_run_logger()
+    futures = [run_one_run.submit(session, steps) for steps in phase.runs().values()]
+    for n_done, _ in enumerate(as_completed(futures), start=1):
+        if n_done % max(1, len(futures) // 8) == 0 or n_done == len(futures):
+            log.info("%d of %d runs", n_done, len(futures))
+    for future in futures:
+        future.wait()  # fetches the state with its data
+        future.state.result()
+    for step in phase.cohort():
+        log.info("%s of %s", step.stage, step.where)
+        run_one_step.with_options(name=step.stage)(session, step, return_state=True).result()
 
 
 @task(name="run", cache_policy=NO_CACHE, persist_result=False)

@@ -1,3 +1,4 @@
+from .censoring import censor as censor
 from .checkpoint import Checkpoint as Checkpoint
 from .cohort import (
     assemble as assemble,
@@ -10,8 +11,18 @@ from .cohort import (
 )
 from .compcor import estimate_compcor as estimate_compcor
 from .confounds import Strategy as Strategy
-from .censoring import censor as censor
+from .decomposition import (
+    find_components as find_components,
+    match_templates as match_templates,
+    merge_reduced as merge_reduced,
+    reduce_run as reduce_run,
+)
 from .denoising import denoise as denoise
+from .dense_connectome import (
+    estimate_dense_connectome as estimate_dense_connectome,
+    estimate_strongest as estimate_strongest,
+    mirror_tiles as mirror_tiles,
+)
 from .despiking import despike as despike
 from .dual_regression import place_maps as place_maps, regress_maps as regress_maps, regress_series as regress_series
 from .errors import KconnError as KconnError

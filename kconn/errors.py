@@ -62,6 +62,7 @@ CODES: Final[dict[str, str]] = {
     "E-ATLAS": "The atlas has no labels, or its label table does not fit.",
     "E-NODES": "A node set is empty, or none of its nodes is covered by data.",
     "E-NETMAT-RANK": "The covariance cannot be inverted: too few frames for this many nodes.",
+    "E-ICA-CONVERGENCE": "Independent component analysis did not converge.",
     "E-NETMAT-CONVERGENCE": "A sparse netmat could not be estimated with this penalty.",
     # schema
     "E-SCHEMA": "A Dataset lacks a variable, or has it with the wrong dimensions or type.",
@@ -87,6 +88,7 @@ CODES: Final[dict[str, str]] = {
     "E-PERMISSION": "A file or folder may not be written or read.",
     "E-DISK": "The disk is full, or has less room than the plan needs.",
     "E-MEM": "A step needs more memory than a worker has.",
+    "E-TIME": "A step would take longer than the study file allows.",
     "E-WORKER": "A worker died or stopped answering.",
     "E-CODE-VERSION": "A worker runs another version of kconn than the plan was made with.",
     "E-INTERNAL": "An error that kconn did not foresee; the log holds the details.",

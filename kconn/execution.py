@@ -56,13 +56,13 @@ def run_plan(plan: Plan, job: Callable[[Step], Job], *, client: Client | None, l
     KconnError
         The first error of a step.
     """
-    jobs = {step.address: job(step) for step in plan.steps}
-    run_jobs = [[jobs[step.address] for step in steps] for steps in plan.runs().values()]
-    errors = _run_here(run_jobs, listen) if client is None else _run_on(client, run_jobs, listen)
-    if not errors:
-        errors = _run_cohort([jobs[step.address] for step in plan.cohort()], client, listen)
-    if errors:
-        raise errors[0]
+    for phase in plan.phases():
+        chains = [[job(step) for step in steps] for steps in phase.runs().values()]
+        errors = _run_here(chains, listen) if client is None else _run_on(client, chains, listen)
+        if not errors:
+            errors = _run_cohort([job(step) for step in phase.cohort()], client, listen)
+        if errors:
+            raise errors[0]
 
 
 def run_chain(jobs: Iterable[Job], client: Client | None, listen: Listener) -> None:

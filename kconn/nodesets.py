@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from kconn.errors import InputError
@@ -76,3 +78,33 @@ def _hex(colour: tuple[float, float, float, float]) -> str:
     """Return red, green and blue from 0 to 1 as ``#rrggbb``."""
     parts = (round(255 * min(1.0, max(0.0, part))) for part in colour[:3])
     return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+def load_templates(files: Mapping[str, Path]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], list[str]]:
+    """Return the maps of known networks (i, j, k, template), their affine (4, 4) and their names.
+
+    Parameters
+    ----------
+    files
+        Role (``templates``, ``template_labels``) -> path; without templates there are none.
+
+    Raises
+    ------
+    InputError
+        As `kconn.io.nifti.read_maps`; ``E-ATLAS`` if the table lacks one.
+    """
+    if "templates" not in files:
+        return np.empty((1, 1, 1, 0), dtype=np.float32), np.eye(4), []
+    volume, affine = nifti.read_maps(files["templates"])
+    numbers = range(1, volume.shape[3] + 1)
+    if "template_labels" not in files:
+        return volume, affine, [f"template{i}" for i in numbers]
+    names, _ = atlases.read_labels_table(files["template_labels"])
+    if missing := [i for i in numbers if i not in names]:
+        raise InputError(
+            "E-ATLAS",
+            f"the table of templates has no row for map {missing[0]} of {volume.shape[3]}",
+            where=files["template_labels"].name,
+            rule="one row per map, numbered from 1",
+        )
+    return volume, affine, [names[i] for i in numbers]

@@ -8,18 +8,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kconn.chunks import BLOCK_BYTES, GATHER_BYTES, MIB, ROW_BYTES
+from kconn.dense_connectome import TILE
 from kconn.io.digests import digest_files
 from kconn.io.files import canonical_json, sha256_bytes
 from kconn.io.store import Address, work_folder
-from kconn.study import MAP_KINDS, MapKind, NodesTable, Study
+from kconn.merge_tree import plan_merges
+from kconn.study import MAP_KINDS, DenseTable, IcaTable, MapKind, NodesTable, Study
 from kconn.survey import RunFacts, Survey
 from kconn.versions import code_version
 
-RUN_STAGES: Final = ("ingest", "denoise", "nodes", "netmat", "map")
+RUN_STAGES: Final = ("ingest", "denoise", "reduce", "nodes", "netmat", "map")
 COHORT_STAGES: Final = (
     "quality",
     "coverage",
     "motion",
+    "merge",
+    "ica",
+    "select",
+    "dense",
     "cohort",
     "map-cohort",
     "qcfc",
@@ -119,6 +125,23 @@ class Plan:
         """Return the steps of the cohort, in order."""
         return [step for step in self.steps if step.stage in COHORT_STAGES]
 
+    def phases(self) -> list[Plan]:
+        """Return the parts of the plan that are walked one after the other: in each the runs, then the cohort.
+
+        A step of a run that reads a result of the cohort (the nodes of a group ICA) opens a new phase.
+        """
+        phase: dict[Address, int] = {}
+        stage: dict[Address, str] = {}
+        for step in self.steps:
+            opens = step.stage in RUN_STAGES
+            before = (phase[up.address] + (opens and stage[up.address] in COHORT_STAGES) for up in step.upstream)
+            phase[step.address] = max(before, default=0)
+            stage[step.address] = step.stage
+        parts: dict[int, list[Step]] = {}
+        for step in self.steps:
+            parts.setdefault(phase[step.address], []).append(step)
+        return [replace(self, steps=tuple(parts[i])) for i in sorted(parts)]
+
 
 def make_plan(study: Study, survey: Survey, *, rehash: bool = False) -> Plan:
     """Return the plan of a study that was surveyed without a problem.
@@ -152,12 +175,15 @@ class _Builder:
         paths = {path for facts in survey.runs for path in facts.files.values()}
         paths |= {path for facts in survey.runs for path in facts.regions.values()}
         paths |= {path for nodes in study.nodes.values() for path in nodes.files().values()}
+        paths |= {path for ica in study.ica.values() for path in ica.files().values()}
         paths |= set(self._tables().values())
         paths |= {path for contrast in study.contrasts.values() for path in contrast.roles.values()}
         memory = None if rehash else work_folder(study.store)
         self.digests = digest_files(study.folder, paths, memory=memory)
+        self.ingested: list[Step] = []
         self.denoised: list[Step] = []
         self.series: dict[str, list[Step]] = {}
+        self.reduced: dict[str, dict[str, Step]] = {}
         self.netmats: dict[tuple[str, str], list[Step]] = {}
         self.maps: dict[tuple[str, MapKind], list[Step]] = {}
 
@@ -165,8 +191,13 @@ class _Builder:
         for facts in self.survey.runs:
             ingest = self._ingest(facts)
             denoise = self._denoise(facts, ingest)
+            self.ingested.append(ingest)
             self.denoised.append(denoise)
             yield from (ingest, denoise)
+            for name, table in self.study.ica.items():
+                reduced = self._reduce(facts, name, table, (ingest, denoise))
+                self.reduced.setdefault(name, {})[facts.where] = reduced
+                yield reduced
             for name, nodes in self.study.nodes.items():
                 series = self._nodes(facts, name, nodes, (ingest, denoise))
                 self.series.setdefault(name, []).append(series)
@@ -190,6 +221,10 @@ class _Builder:
             yield self._step("coverage", path, path, upstream=series)
             if self.study.nodes[name].netmats:
                 yield self._qc_fc(path, (quality, *series), n_node * (n_node - 1) // 2)
+        for name, table in self.study.ica.items():
+            yield from self._decompose(name, table)
+        if self.study.dense is not None:
+            yield self._dense(self.study.dense)
         for (name, kind), netmats in self.netmats.items():
             path = f"cohort/{name}/{kind}"
             n_edge = max((step.params["n_edge"] for step in netmats), default=0)
@@ -338,6 +373,88 @@ class _Builder:
             params=params,
             estimate=estimate,
         )
+
+    def _reduce(self, facts: RunFacts, name: str, table: IcaTable, upstream: Iterable[Step]) -> Step:
+        n_row = min(facts.n_time, self._n_rows(table))
+        params = {"n_row": self._n_rows(table), "normalise": table.normalise}
+        estimate = Estimate(
+            bytes_read=12 * facts.n_voxel * facts.n_time,
+            bytes_written=4 * n_row * facts.n_voxel,
+            memory=_BASE_BYTES + 6 * BLOCK_BYTES + 5 * 8 * facts.n_time**2,
+        )
+        return self._step(
+            "reduce", f"{facts.where}/{name}", facts.where, upstream=upstream, params=params, estimate=estimate
+        )
+
+    def _decompose(self, name: str, table: IcaTable) -> Iterator[Step]:
+        """Yield the merges of all runs, the components of the last, and what is accepted of them."""
+        found = dict(self.reduced[name])
+        n_voxel = max(facts.n_voxel for facts in self.survey.runs)
+        n_row = self._n_rows(table)
+        root = next(iter(found.values()))
+        for merge in plan_merges(found):
+            path = f"ica/{name}/{merge.name}"
+            n_stacked = n_row * len(merge.parts)
+            root = found[merge.name] = self._step(
+                "merge",
+                path,
+                path,
+                upstream=[found[part] for part in merge.parts],
+                params={"n_row": n_row},
+                estimate=Estimate(
+                    bytes_read=8 * n_stacked * n_voxel,
+                    bytes_written=4 * n_row * n_voxel,
+                    memory=_BASE_BYTES + 6 * BLOCK_BYTES + 4 * 8 * n_stacked**2,
+                ),
+            )
+            yield root
+        params = table.model_dump(mode="json", exclude={"reject", "n_rows", "normalise", *table.files()})
+        n_component = n_row if table.n_components == "estimate" else table.n_components
+        components = self._step(
+            "ica",
+            f"ica/{name}",
+            f"ica/{name}",
+            files=table.files(),
+            upstream=[root],
+            params=params,
+            estimate=Estimate(
+                bytes_read=8 * n_row * n_voxel,
+                bytes_written=4 * n_component * n_voxel,
+                memory=_BASE_BYTES + 6 * 8 * n_component * n_voxel,
+            ),
+        )
+        yield components
+        yield self._step(
+            "select", f"ica/{name}", f"ica/{name}", upstream=[components], params={"reject": dict(table.reject)}
+        )
+
+    def _dense(self, table: DenseTable) -> Step:
+        chosen = [
+            i
+            for i, facts in enumerate(self.survey.runs)
+            if table.sessions is None or facts.run.session in table.sessions
+        ]
+        runs = [self.survey.runs[i] for i in chosen]
+        n_voxel = max((facts.n_voxel for facts in runs), default=0)
+        n_read = 4 * n_voxel * sum(facts.n_time for facts in runs) * -(-n_voxel // TILE)
+        tile_bytes = 4 * min(TILE, n_voxel) ** 2
+        return self._step(
+            "dense",
+            "dense",
+            "dense",
+            upstream=[self.ingested[i] for i in chosen] + [self.denoised[i] for i in chosen],
+            params={**table.model_dump(mode="json", exclude={"max_hours", "sessions"}), "tile": TILE},
+            estimate=Estimate(
+                bytes_read=n_read,
+                bytes_written=table.count_bytes(n_voxel),
+                memory=_BASE_BYTES + 3 * tile_bytes + 12 * TILE * max((facts.n_time for facts in runs), default=0),
+                n_tasks=(-(-n_voxel // TILE)) ** 2 // 2 + 1,
+            ),
+        )
+
+    def _n_rows(self, table: IcaTable) -> int:
+        longest = max(facts.n_time for facts in self.survey.runs)
+        return 2 * longest - 1 if table.n_rows == "twice" else table.n_rows
 
     def _nodes(self, facts: RunFacts, name: str, nodes: NodesTable, upstream: Iterable[Step]) -> Step:
         n_node = len(self.survey.node_names[name])

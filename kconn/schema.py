@@ -31,6 +31,11 @@ DIMS: Final[dict[str, str]] = {
     "column": "A column of a table of node series, as read: node sets choose among them.",
     "node": "A region, sphere or column whose mean series is analysed.",
     "edge": "A pair of nodes, node_i < node_j, row-major upper triangle.",
+    "voxel_j": "The other voxel of a connection, in the same order as voxel.",
+    "rank": "Place in a list, the strongest first.",
+    "component": "A principal component of runs: a row that stands for their frames.",
+    "template": "A map of a known network.",
+    "run": "A run that a decomposition was made of.",
     "window": "A stretch of a run; the coordinate is the onset of its first frame in seconds.",
     "block": "A network, or a pair of networks: the edges within or between.",
     "family": "A named set of edges.",
@@ -122,7 +127,9 @@ VARIABLES: Final[dict[str, Variable]] = {
     "n_voxel": Variable(dims=(("node",),), kind="i", unit="1", doc="Voxels of the node, with data or without."),
     "dead_node": Variable(dims=(("node",),), kind="b", unit="1", doc="True where the node carries no signal."),
     "netmat": Variable(dims=(("edge",),), kind="f", unit="1", doc="Connection strength."),
-    "n_run": Variable(dims=(("edge",),), kind="i", unit="1", doc="Runs of the session that the mean is over."),
+    "n_run": Variable(
+        dims=(("edge",), ("voxel",)), kind="i", unit="1", doc="Runs that a mean is over, or that have the voxel."
+    ),
     "n_window": Variable(dims=(("edge",),), kind="i", unit="1", doc="Windows that the variability is over."),
     "has_data": Variable(dims=(("voxel",),), kind="b", unit="1", doc="True where the run has a map."),
     "n_missing": Variable(
@@ -136,6 +143,21 @@ VARIABLES: Final[dict[str, Variable]] = {
     "n_edge": Variable(dims=(("block",), ("family",)), kind="i", unit="1", doc="Edges that a mean is over."),
     "icc": Variable(dims=(("edge",),), kind="f", unit="1", doc="Intraclass correlation, of the kind in its attrs."),
     "amplitude": Variable(dims=(("node",),), kind="f", unit="1", doc="Standard deviation over the kept frames."),
+    "reduced": Variable(
+        dims=(("component", "voxel"),), kind="f", unit="1", doc="Principal components, each times its singular value."
+    ),
+    "eigenvalue": Variable(dims=(("component",),), kind="f", unit="1", doc="Sum of squares of each row of reduced."),
+    "n_dimension": Variable(dims=((), ("run",)), kind="i", unit="1", doc="Components that stand out of white noise."),
+    "ica_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Independent component, z over voxels."),
+    "accepted": Variable(dims=(("node",),), kind="b", unit="1", doc="Components that are networks."),
+    "stability": Variable(dims=(("node",),), kind="f", unit="1", doc="Index of quality over starts of ICA."),
+    "variance_share": Variable(dims=(("node",),), kind="f", unit="1", doc="Share of the variance it explains."),
+    "template_correlation": Variable(
+        dims=(("node", "template"),), kind="f", unit="1", doc="Spatial correlation with a known network."
+    ),
+    "dense": Variable(dims=(("voxel", "voxel_j"),), kind="f", unit="1", doc="Correlation of two voxels."),
+    "neighbour": Variable(dims=(("voxel", "rank"),), kind="i", unit="1", doc="The other voxel, -1 for none."),
+    "neighbour_r": Variable(dims=(("voxel", "rank"),), kind="f", unit="1", doc="Correlation with neighbour."),
     "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),
     "subject_map": Variable(
         dims=(("node", "voxel"),), kind="f", unit="1", doc="Fit of the node's series in the voxel."

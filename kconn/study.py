@@ -93,7 +93,20 @@ _OF_STATISTIC: Final = frozenset({"threshold", "neighbours", "tfce_height", "tfc
 _OF_ROWS: Final = frozenset({"exchangeability_blocks", "exchange"})
 #: Names that a node set must not take, since the store uses them beside node sets.
 RESERVED: Final = frozenset(
-    {"ingest", "denoise", "nodes", "netmat", "map", "cohort", "quality", "coverage", "motion", "qcfc", "test"}
+    {
+        "ingest",
+        "denoise",
+        "reduce",
+        "nodes",
+        "netmat",
+        "map",
+        "cohort",
+        "quality",
+        "coverage",
+        "motion",
+        "qcfc",
+        "test",
+    }
 )
 
 
@@ -413,6 +426,70 @@ class NodesTable(_Table):
         return self
 
 
+class IcaTable(_Table):
+    """``[ica.NAME]``: group ICA of all runs that are not left out."""
+
+    n_components: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["estimate"],
+        Field(description="components; estimate: the median over runs of those that stand out of white noise"),
+    ]
+    n_rows: Annotated[
+        Annotated[int, Field(ge=2)] | Literal["twice"],
+        Field(description="rows that runs and their merges are reduced to; twice: 2 x the longest run - 1, as MIGP"),
+    ] = "twice"
+    normalise: Annotated[
+        Literal["residual", "sd", "none"],
+        Field(description="what each voxel is divided by; residual: its sd without the 30 strongest components"),
+    ] = "residual"
+    n_start: Annotated[int, Field(ge=1, description="starts of FastICA")] = 10
+    seed: Annotated[int, Field(ge=0, description="of the starts")] = 20260101
+    min_share: Annotated[float, Field(ge=0, le=1, description="share of runs that must have a voxel")] = 1.0
+    threshold: Annotated[float, Field(gt=0, description="absolute z above which a voxel is shown and exported")] = 3.0
+    templates: Annotated[
+        str | None, Field(description="4D image of known networks to compare with, relative to this file")
+    ] = None
+    template_labels: Annotated[str | None, Field(description="table of the templates: index, name")] = None
+    reject: Annotated[
+        dict[Annotated[str, Field(pattern=r"^ic\d{3,}$")], Annotated[str, Field(min_length=1)]],
+        Field(description='components that are no networks, with the reason: { ic003 = "white matter" }'),
+    ] = Field(default_factory=dict)
+
+    def files(self) -> dict[str, str]:
+        """Return role -> path of the files that this group ICA reads."""
+        named = {"templates": self.templates, "template_labels": self.template_labels}
+        return {role: path for role, path in named.items() if path is not None}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.template_labels is not None and self.templates is None:
+            raise ValueError("'template_labels' belongs to 'templates'")
+        if isinstance(self.n_components, int):
+            if isinstance(self.n_rows, int) and self.n_rows < self.n_components:
+                raise ValueError(f"{self.n_components} components need at least as many rows, n_rows is {self.n_rows}")
+            names = [f"ic{i + 1:03d}" for i in range(self.n_components)]
+            if unknown := sorted(set(self.reject) - set(names)):
+                raise ValueError(f"there is no component {unknown[0]!r}: they are named {names[0]} to {names[-1]}")
+        return self
+
+
+class DenseTable(_Table):
+    """``[dense]``: the correlation of every voxel with every other, as the mean over runs."""
+
+    keep: Annotated[
+        Literal["full"] | Annotated[int, Field(ge=1)],
+        Field(description="full: all connections; a number: so many of the strongest of each voxel"),
+    ] = "full"
+    dtype: Annotated[Literal["float32", "float16"], Field(description="of what is stored in full")] = "float32"
+    sessions: Annotated[list[str] | None, Field(min_length=1, description="sessions that count; all by default")] = None
+    max_hours: Annotated[float, Field(gt=0, description="refuse before the start what would take longer")] = 24.0
+
+    def count_bytes(self, n_voxel: int) -> int:
+        """Return the bytes that this takes on the disk, before compression."""
+        if self.keep != "full":
+            return 8 * int(self.keep) * n_voxel
+        return n_voxel * (n_voxel + 1) // 2 * (2 if self.dtype == "float16" else 4)
+
+
 class ConnectivityTable(_Table):
     """``[connectivity]``: how the connection of two nodes is estimated."""
 
@@ -642,6 +719,8 @@ class Study(_Table):
     compcor: CompcorTable = Field(default_factory=CompcorTable)
     quality: QualityTable = Field(default_factory=QualityTable)
     nodes: Annotated[dict[Annotated[str, Field(pattern=_NAME)], NodesTable], Field(min_length=1)]
+    ica: dict[Annotated[str, Field(pattern=_NAME)], IcaTable] = Field(default_factory=dict)
+    dense: DenseTable | None = None
     connectivity: ConnectivityTable = Field(default_factory=ConnectivityTable)
     maps: MapsTable = Field(default_factory=MapsTable)
     contrasts: dict[Annotated[str, Field(pattern=_NAME)], ContrastTable] = Field(default_factory=dict)
@@ -650,6 +729,8 @@ class Study(_Table):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
+        if both := set(self.nodes) & set(self.ica):
+            raise ValueError(f"a node set and a group ICA are both named {sorted(both)}")
         if taken := RESERVED & set(self.nodes):
             raise ValueError(f"a node set cannot be named {sorted(taken)}: the store uses the name")
         return self
@@ -844,6 +925,8 @@ def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
         "compcor": CompcorTable,
         "quality": QualityTable,
         "nodes": NodesTable,
+        "ica": IcaTable,
+        "dense": DenseTable,
         "connectivity": ConnectivityTable,
         "maps": MapsTable,
         "contrasts": ContrastTable,

@@ -27,13 +27,14 @@ from kconn.kernels.filtering import check_band
 from kconn.kinds import KINDS
 from kconn.netmats import PARTIAL_KINDS, check_rank
 from kconn.nodes import AFFINE_TOLERANCE
-from kconn.nodesets import load_nodes
+from kconn.nodesets import load_nodes, load_templates
 from kconn.noise_regions import load_noise_regions
 from kconn.parcellation import Columns, NodeSet, find_dense_members, find_members
 from kconn.rehearsal import rehearse_test
 from kconn.sliding_windows import plan_windows
 from kconn.spatial_maps import SpatialMaps
 from kconn.study import NodesTable, Study, unless_off
+from kconn.voxel_checks import check_dense_time, check_one_grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,7 @@ def survey_study(study: Study) -> Survey:
     node_names = _check_nodes(study, facts, problems)
     _check_map_grids(study, facts, problems)
     _check_map_statistics(study, problems)
+    _check_voxelwise(study, facts, problems)
     if are_known:
         _check_contrasts(study, runs, participants, sessions, problems)
     return Survey(
@@ -151,6 +153,28 @@ def survey_study(study: Study) -> Survey:
         left_out=left_out,
         problems=tuple(problems),
     )
+
+
+def _check_voxelwise(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> None:
+    """Check what is made of the voxels of all runs together: group ICA and the dense connectome."""
+    for name, table in study.ica.items():
+        with _collected(problems, of=f"ica.{name}"):
+            check_one_grid([run.template for run in facts])
+            load_templates({role: study.folder / path for role, path in table.files().items()})
+    if study.dense is not None:
+        with _collected(problems, of="dense"):
+            check_one_grid([run.template for run in facts])
+            wanted = study.dense.sessions
+            runs = [run for run in facts if wanted is None or run.run.session in wanted]
+            if not runs:
+                raise InputError(
+                    "E-NO-RUNS",
+                    f"there is no run of the sessions {wanted}",
+                    rule="sessions of [dense] exist",
+                    fix=f"the sessions are {', '.join(sorted({run.run.session for run in facts}))}",
+                )
+            n_voxel = max(run.n_voxel for run in runs)
+            check_dense_time(n_voxel, sum(run.n_time for run in runs), max_hours=study.dense.max_hours)
 
 
 def find_runs(study: Study) -> list[Run]:

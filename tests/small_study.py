@@ -73,7 +73,7 @@ def _toml(name, table):
     for key, value in table.items():
         if value is None:
             continue
-        if isinstance(value, dict) and name in {"nodes", "contrasts"}:
+        if isinstance(value, dict) and name in {"nodes", "contrasts", "ica"}:
             inner += _toml(f"{name}.{key}", value)
         else:
             lines.append(f"{key} = {_inline(value)}")

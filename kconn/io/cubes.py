@@ -42,7 +42,7 @@ def write_dataset(target: Target, ds: xr.Dataset) -> None:
     """
     staged = store.staging_path(target)
     with translated(target.address):
-        _lay_out(staged, ds)
+        lay_out(staged, ds)
         store.seal(target)
 
 
@@ -89,10 +89,11 @@ def write_bold_stream(
     chunk_voxel, chunk_time = plan_bold(n_voxel, n_time, itemsize=dtype.itemsize)
     with translated(target.address):
         if not (staged / store.JOURNAL).exists():
-            _lay_out(staged, rest)
-            _lay_out_bold(staged / "bold", (n_voxel, n_time), (chunk_voxel, chunk_time), dtype, bold_attrs)
+            lay_out(staged, rest)
+            like = _bold_like((n_voxel, n_time), dtype, bold_attrs)
+            lay_out_array(staged / "bold", like, chunks=(chunk_voxel, chunk_time), fill_value=0)
         array = zarr.open_array(staged / "bold", mode="r+", zarr_format=3)
-        done = _read_journal(staged)
+        done = read_journal(staged)
         n_written = 0
         row = np.empty((chunk_time, n_voxel), dtype=dtype)
         for start, volumes in _rows(frame_blocks, flat_index, row, n_time):
@@ -102,7 +103,7 @@ def write_bold_stream(
                     block = slice(first, first + chunk_voxel)
                     array[block, start : start + len(volumes)] = np.ascontiguousarray(volumes[:, block].T)
                 column = str(start // chunk_time)
-                _write_journal(staged, start, (path / column for path in (staged / "bold" / "c").iterdir()))
+                write_journal(staged, start, (path / column for path in (staged / "bold" / "c").iterdir()))
                 n_written += 1
         store.seal(target)
     return n_written
@@ -146,15 +147,15 @@ def write_bold_rows(
     n_block = plan_voxel_blocks(n_voxel, n_time)
     with translated(target.address):
         if not (staged / store.JOURNAL).exists():
-            _lay_out(staged, rest)
-            _lay_out_bold(staged / "bold", shape, (n_block, n_time), dtype, bold_attrs)
+            lay_out(staged, rest)
+            lay_out_array(staged / "bold", _bold_like(shape, dtype, bold_attrs), chunks=(n_block, n_time), fill_value=0)
         array = zarr.open_array(staged / "bold", mode="r+", zarr_format=3)
-        done = _read_journal(staged)
+        done = read_journal(staged)
         first = next((start for start in range(0, n_voxel, n_block) if start not in done), n_voxel)
         start = first
         for block in read_rows(first, n_block) if first < n_voxel else ():
             array[start : start + len(block)] = block
-            _write_journal(staged, start, [staged / "bold" / "c" / str(start // n_block) / "0"])
+            write_journal(staged, start, [staged / "bold" / "c" / str(start // n_block) / "0"])
             start += len(block)
         store.seal(target)
     return -(-(start - first) // n_block)
@@ -285,7 +286,7 @@ def _compressors(dtype: np.dtype[Any], size: int) -> tuple[Any, ...]:
     return _FLOAT if dtype.kind == "f" else _INTEGER
 
 
-def _lay_out(staged: Path, ds: xr.Dataset) -> None:
+def lay_out(staged: Path, ds: xr.Dataset) -> None:
     """Write a Dataset into an empty staging folder."""
     shutil.rmtree(staged, ignore_errors=True)
     ds = _storable(ds)
@@ -293,23 +294,25 @@ def _lay_out(staged: Path, ds: xr.Dataset) -> None:
     ds.to_zarr(staged, mode="w", zarr_format=3, consolidated=False, encoding=encoding, write_empty_chunks=True)
 
 
-def _lay_out_bold(
-    path: Path,
-    shape: tuple[int, int],
-    chunks: tuple[int, int],
-    dtype: np.dtype[Any],
-    attrs: Mapping[str, Any],
-) -> None:
-    """Make the empty array ``bold (voxel, time)`` of a staged group."""
+def _bold_like(shape: tuple[int, int], dtype: np.dtype[Any], attrs: Mapping[str, Any]) -> xr.Variable:
+    """Return a variable that says what ``bold`` will be; it takes no memory."""
+    return xr.Variable(("voxel", "time"), np.broadcast_to(dtype.type(0), shape), dict(attrs))
+
+
+def lay_out_array(path: Path, like: xr.Variable, *, chunks: tuple[int, ...], fill_value: float) -> None:
+    """Make an empty array of a staged group with the dims, shape, type and attrs of a variable.
+
+    Every chunk is written when it is filled, also one that holds nothing but the fill value.
+    """
     zarr.create_array(
         path,
-        shape=shape,
+        shape=like.shape,
         chunks=chunks,
-        dtype=dtype,
-        compressors=_compressors(dtype, 1 << 30),
-        fill_value=0,
-        dimension_names=("voxel", "time"),
-        attributes=dict(attrs),
+        dtype=like.dtype,
+        compressors=_compressors(like.dtype, 1 << 30),
+        fill_value=fill_value,
+        dimension_names=[str(dim) for dim in like.dims],
+        attributes=dict(like.attrs),
         zarr_format=3,
         config={"write_empty_chunks": True},
     )
@@ -334,8 +337,8 @@ def _rows(
                 n_in_row = 0
 
 
-def _read_journal(staged: Path) -> set[int]:
-    """Return the first frames of the chunk rows whose files are all there with the digests in the journal."""
+def read_journal(staged: Path) -> set[int]:
+    """Return the parts of a staged group whose files are all there with the digests in the journal."""
     journal = staged / store.JOURNAL
     if not journal.exists():
         journal.touch()
@@ -352,7 +355,8 @@ def _read_journal(staged: Path) -> set[int]:
     return done
 
 
-def _write_journal(staged: Path, start: int, files: Iterable[Path]) -> None:
+def write_journal(staged: Path, start: int, files: Iterable[Path]) -> None:
+    """Note that a part of a staged group, named by a number, is finished: its files with their digests."""
     entry = {"start": start, "files": {path.relative_to(staged).as_posix(): sha256_file(path) for path in files}}
     with (staged / store.JOURNAL).open("a") as journal:
         journal.write(json.dumps(entry) + "\n")

@@ -50,7 +50,7 @@ def seed_maps(
     tile = np.empty((min(TILE, x.shape[0]), frames.size), dtype=np.float32)
     for first in range(0, x.shape[0], TILE):
         block = x[first : first + TILE]
-        _standardise_rows(block, frames, DEAD_OF_LEVEL, tile)
+        standardise_rows(block, frames, DEAD_OF_LEVEL, tile)
         r = unit @ tile[: block.shape[0]].T
         z[:, first : first + TILE] = _fisher_z_single(r)
     return z
@@ -66,9 +66,10 @@ def _fisher_z_single(r: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 # Sums may be taken in any order of the lanes (reassoc), else they are not vectorised; NaN keeps its meaning.
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _standardise_rows(  # pragma: no cover - compiled, invisible to coverage
+def standardise_rows(  # pragma: no cover - compiled, invisible to coverage
     x: npt.NDArray[Any], frames: npt.NDArray[np.intp], smallest: float, out: npt.NDArray[np.float32]
 ) -> None:
+    """Put the frames of each row of ``x`` (voxel, time) into ``out`` with mean 0 and length 1; NaN if constant."""
     n = frames.size
     whole = n == x.shape[1]
     for v in range(x.shape[0]):

@@ -12,6 +12,8 @@ from kconn.io.cubes import translated
 from kconn.kernels.blas import single_thread
 from kconn.stages.binding import Job
 from kconn.stages.cohort import assemble_cohort, test_contrast
+from kconn.stages.dense import connect_voxels
+from kconn.stages.group_ica import decompose_group, merge_runs, reduce_denoised_run, select_components
 from kconn.stages.maps import assemble_map_cohort, correct_map_tests, estimate_run_maps, test_map
 from kconn.stages.qc_fc import estimate_cohort_qc_fc
 from kconn.stages.quality import collect_coverage, collect_quality, compare_run_motion
@@ -26,12 +28,17 @@ Stage = Callable[[Job], None]
 STAGES: Final[dict[str, Stage]] = {
     "ingest": ingest_run,
     "denoise": denoise_run,
+    "reduce": reduce_denoised_run,
     "nodes": extract_nodes,
     "netmat": estimate_run_netmat,
     "map": estimate_run_maps,
     "quality": collect_quality,
     "coverage": collect_coverage,
     "motion": compare_run_motion,
+    "merge": merge_runs,
+    "ica": decompose_group,
+    "select": select_components,
+    "dense": connect_voxels,
     "cohort": assemble_cohort,
     "map-cohort": assemble_map_cohort,
     "qcfc": estimate_cohort_qc_fc,

@@ -1,0 +1,89 @@
+"""Group ICA through a whole study: components of all runs, accepted ones as nodes, incrementally and on any workers."""
+
+import numpy as np
+import pytest
+
+from kconn.io import cubes, store
+from kconn.io.store import Address
+from tests.small_study import published, small_study
+
+ICA = {"n_components": 4, "n_start": 3, "n_rows": 40}
+
+
+def open_step(study, path, step):
+    return cubes.open_group(study.parent / "study.zarr", Address(path=path, step=step)).load()
+
+
+@pytest.fixture(scope="module")
+def decomposed(shell, tmp_path_factory):
+    study = small_study(tmp_path_factory.mktemp("ica") / "study", n_subjects_per_group=3, ica={"group": ICA})
+    result = shell("run", study, "--workers", "0")
+    assert result.code == 0, result
+    return study
+
+
+def test_run__finds_components_of_all_runs(decomposed):
+    components = open_step(decomposed, "ica/group", "ica")
+    assert components.sizes["node"] == 4
+    assert components.attrs["n_run"] == 6
+    assert np.isfinite(components["ica_map"]).all()
+    selected = open_step(decomposed, "ica/group", "select")
+    assert selected["accepted"].all()
+
+
+def test_run__rejecting_a_component_keeps_everything_before(decomposed, shell):
+    before = published(decomposed.parent / "study.zarr")
+    text = decomposed.read_text()
+    decomposed.write_text(text.replace("n_start = 3", 'n_start = 3\nreject = { ic002 = "veins" }'))
+    result = shell("run", decomposed, "--workers", "0")
+    assert result.code == 0, result
+    selected = open_step(decomposed, "ica/group", "select")
+    assert selected["accepted"].to_numpy().tolist() == [True, False, True, True]
+    assert selected["reason"].to_numpy().tolist() == ["", "veins", "", ""]
+    after = published(decomposed.parent / "study.zarr")
+    changed = {address for address, _ in after.keys() - before.keys()}
+    assert {str(address).split(":")[1] for address in changed} <= {"select", "nodes", "netmat", "cohort", "test"}
+    decomposed.write_text(text)
+
+
+def test_run__a_new_run_is_merged_without_reading_the_others_again(shell, tmp_path):
+    study = small_study(tmp_path / "study", n_subjects_per_group=3, ica={"group": ICA})
+    away = tmp_path / "away"
+    subject = max((study.parent / "derivatives").glob("sub-*"))
+    subject.rename(away)
+    participants = study.parent / "derivatives" / "participants.tsv"
+    rows = participants.read_text()
+    participants.write_text("".join(line for line in rows.splitlines(keepends=True) if subject.name not in line))
+    assert shell("run", study, "--workers", "0").code == 0
+    before = published(study.parent / "study.zarr")
+    away.rename(subject)
+    participants.write_text(rows)
+    assert shell("run", study, "--workers", "0").code == 0
+    after = published(study.parent / "study.zarr")
+    new = [str(address) for address, _ in after.keys() - before.keys()]
+    assert sum("reduce" in address for address in new) == 1
+    assert open_step(study, "ica/group", "ica").attrs["n_run"] == 6
+
+
+def test_run__same_bits_on_two_workers(decomposed, shell, tmp_path):
+    study = small_study(tmp_path / "study", n_subjects_per_group=3, ica={"group": ICA})
+    assert shell("run", study, "--workers", "2").code == 0
+    root, again = (path.parent / "study.zarr" for path in (decomposed, study))
+    assert shell("run", decomposed, "--workers", "0").code == 0
+    assert store.digest_store(root) == store.digest_store(again)
+
+
+@pytest.mark.parametrize(
+    ("table", "code"),
+    [
+        ({**ICA, "reject": {"ic009": "noise"}}, "E-STUDY-VALUE"),
+        ({**ICA, "reject": {"nine": "noise"}}, "E-STUDY-VALUE"),
+        ({**ICA, "n_components": 0}, "E-STUDY-VALUE"),
+        ({**ICA, "templates": "nowhere.nii.gz"}, "E-FILE-MISSING"),
+    ],
+)
+def test_check__refuses_what_cannot_be(table, code, shell, tmp_path):
+    study = small_study(tmp_path / "study", ica={"group": table})
+    result = shell("check", study)
+    assert result.code == 1, result
+    assert code in result.out + result.err
