@@ -156,7 +156,7 @@ def make_plan(study: Study, survey: Survey, *, rehash: bool = False) -> Plan:
         Read every input again instead of trusting size and time of change.
     """
     builder = _Builder(study, survey, rehash=rehash)
-    steps = [*builder.run_steps(), *builder.cohort_steps()]
+    steps = [*builder.run_steps(), *builder.ica_steps(), *builder.cohort_steps()]
     return Plan(steps=tuple(steps), code=code_version(), left_out=survey.left_out)
 
 
@@ -184,6 +184,7 @@ class _Builder:
         self.denoised: list[Step] = []
         self.series: dict[str, list[Step]] = {}
         self.reduced: dict[str, dict[str, Step]] = {}
+        self.components: dict[str, tuple[Step, Step]] = {}
         self.netmats: dict[tuple[str, str], list[Step]] = {}
         self.maps: dict[tuple[str, MapKind], list[Step]] = {}
 
@@ -199,17 +200,31 @@ class _Builder:
                 self.reduced.setdefault(name, {})[facts.where] = reduced
                 yield reduced
             for name, nodes in self.study.nodes.items():
-                series = self._nodes(facts, name, nodes, (ingest, denoise))
-                self.series.setdefault(name, []).append(series)
-                yield series
-                for kind in self.study.connectivity.kinds if nodes.netmats else ():
-                    netmat = self._netmat(facts, name, kind, series)
-                    self.netmats.setdefault((name, kind), []).append(netmat)
-                    yield netmat
-                for map_kind in nodes.map_kinds():
-                    maps = self._map(facts, name, map_kind, (ingest, denoise, series))
-                    self.maps.setdefault((name, map_kind), []).append(maps)
-                    yield maps
+                if nodes.ica is None:
+                    yield from self._connect(facts, name, nodes, (ingest, denoise))
+
+    def ica_steps(self) -> Iterator[Step]:
+        """Yield every group ICA, and the steps of the runs whose nodes are its components."""
+        for name, table in self.study.ica.items():
+            yield from self._decompose(name, table)
+        for facts, ingest, denoise in zip(self.survey.runs, self.ingested, self.denoised, strict=True):
+            for name, nodes in self.study.nodes.items():
+                if nodes.ica is not None:
+                    yield from self._connect(facts, name, nodes, (ingest, denoise, *self.components[nodes.ica]))
+
+    def _connect(self, facts: RunFacts, name: str, nodes: NodesTable, reads: tuple[Step, ...]) -> Iterator[Step]:
+        """Yield what is made of one run and one node set."""
+        series = self._nodes(facts, name, nodes, reads)
+        self.series.setdefault(name, []).append(series)
+        yield series
+        for kind in self.study.connectivity.kinds if nodes.netmats else ():
+            netmat = self._netmat(facts, name, kind, series)
+            self.netmats.setdefault((name, kind), []).append(netmat)
+            yield netmat
+        for map_kind in nodes.map_kinds():
+            maps = self._map(facts, name, map_kind, (*reads[:2], series))
+            self.maps.setdefault((name, map_kind), []).append(maps)
+            yield maps
 
     def cohort_steps(self) -> Iterator[Step]:
         limits = self.study.quality.model_dump(mode="json", include=SESSION_LIMITS)
@@ -221,8 +236,6 @@ class _Builder:
             yield self._step("coverage", path, path, upstream=series)
             if self.study.nodes[name].netmats:
                 yield self._qc_fc(path, (quality, *series), n_node * (n_node - 1) // 2)
-        for name, table in self.study.ica.items():
-            yield from self._decompose(name, table)
         if self.study.dense is not None:
             yield self._dense(self.study.dense)
         for (name, kind), netmats in self.netmats.items():
@@ -424,9 +437,11 @@ class _Builder:
             ),
         )
         yield components
-        yield self._step(
+        selected = self._step(
             "select", f"ica/{name}", f"ica/{name}", upstream=[components], params={"reject": dict(table.reject)}
         )
+        yield selected
+        self.components[name] = (components, selected)
 
     def _dense(self, table: DenseTable) -> Step:
         chosen = [

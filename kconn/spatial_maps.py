@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from kconn.errors import InputError
 
@@ -98,6 +99,24 @@ def nodes_from_maps(
         networks=_names(networks, n_map, "networks"),
         volume=volume,
         affine=np.asarray(affine, dtype=np.float64),
+    )
+
+
+def nodes_from_components(ds: xr.Dataset, *, accepted: npt.NDArray[np.bool_]) -> SpatialMaps:
+    """Return the nodes of a group ICA.
+
+    Parameters
+    ----------
+    ds
+        ``ica_map (node, voxel)`` with ``i j k`` and the attrs ``grid_shape`` and ``affine``.
+    accepted
+        (node,) which components are nodes.
+    """
+    volume = np.zeros((*ds.attrs["grid_shape"], int(accepted.sum())))
+    volume[tuple(ds[axis].to_numpy() for axis in "ijk")] = ds["ica_map"].to_numpy()[accepted].T
+    names = tuple(map(str, ds["node"].to_numpy()[accepted]))
+    return SpatialMaps(
+        names=names, networks=None, volume=volume, affine=np.asarray(ds.attrs["affine"], dtype=np.float64)
     )
 
 

@@ -53,9 +53,9 @@ SOURCE_OF: Final[dict[str, tuple[str, ...]]] = {
     "radius_mm": ("spheres",),
     "diameter_mm": ("spheres",),
     "exclude": ("columns",),
-    "method": ("maps",),
-    "subject_maps": ("maps",),
-    "normalise": ("maps",),
+    "method": ("maps", "ica"),
+    "subject_maps": ("maps", "ica"),
+    "normalise": ("maps", "ica"),
 }
 #: Region of a strategy -> the masks of ``[compcor]`` that it is made of.
 MASKS_OF: Final[dict[str, tuple[str, ...]]] = {"a": ("white_matter", "csf"), "c": ("csf",), "w": ("white_matter",)}
@@ -352,11 +352,15 @@ class QualityTable(_Table):
     qc_fc_n_perm: Annotated[int, Field(ge=100, description="relabellings that tell which QC-FC chance gives")] = 1000
 
 
+_SOURCES: Final = ("atlas", "maps", "ica", "spheres", "columns")
+
+
 class NodesTable(_Table):
-    """``[nodes.NAME]``: one node set, from an atlas, maps, spheres, or the columns of node tables."""
+    """``[nodes.NAME]``: one node set, from an atlas, maps, a group ICA, spheres, or the columns of node tables."""
 
     atlas: Annotated[str | None, Field(description="label image or dlabel, relative to this file")] = None
     maps: Annotated[str | None, Field(description="4-D image of spatial maps, such as ICA components")] = None
+    ica: Annotated[str | None, Field(description="name of a group ICA, whose accepted components are the nodes")] = None
     labels: Annotated[str | None, Field(description="table of the labels or maps: index, name, optionally network")] = (
         None
     )
@@ -404,11 +408,9 @@ class NodesTable(_Table):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [key for key in ("atlas", "maps", "spheres", "columns") if getattr(self, key) is not None]
+        given = [key for key in _SOURCES if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"a node set is made from exactly one of atlas, maps, spheres, columns; here: {given or 'none'}"
-            )
+            raise ValueError(f"a node set is made from exactly one of {', '.join(_SOURCES)}; here: {given or 'none'}")
         for key, sources in SOURCE_OF.items():
             if getattr(self, key) is not None and key in self.model_fields_set and given[0] not in sources:
                 raise ValueError(f"{key!r} belongs to {' or '.join(sources)}")
@@ -453,6 +455,11 @@ class IcaTable(_Table):
         dict[Annotated[str, Field(pattern=r"^ic\d{3,}$")], Annotated[str, Field(min_length=1)]],
         Field(description='components that are no networks, with the reason: { ic003 = "white matter" }'),
     ] = Field(default_factory=dict)
+
+    def accepted(self) -> tuple[str, ...]:
+        """Return the names of the components that are not rejected; none where their number is estimated."""
+        n = 0 if self.n_components == "estimate" else self.n_components
+        return tuple(name for name in (f"ic{i + 1:03d}" for i in range(n)) if name not in self.reject)
 
     def files(self) -> dict[str, str]:
         """Return role -> path of the files that this group ICA reads."""
@@ -729,6 +736,11 @@ class Study(_Table):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
+        for name, table in self.nodes.items():
+            if table.ica is not None and (table.ica not in self.ica or not self.ica[table.ica].accepted()):
+                raise ValueError(
+                    f"nodes.{name} needs [ica.{table.ica}] with a number of components, at least one of them accepted"
+                )
         if both := set(self.nodes) & set(self.ica):
             raise ValueError(f"a node set and a group ICA are both named {sorted(both)}")
         if taken := RESERVED & set(self.nodes):

@@ -537,6 +537,10 @@ def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]
     """Load every node set and place it on the grid of every run; a grid that was seen is not tried again."""
     names_of: dict[str, tuple[str, ...]] = {}
     for name, table in study.nodes.items():
+        if table.ica is not None:
+            names_of[name] = study.ica[table.ica].accepted()
+            _check_components(study, name, table, facts, problems)
+            continue
         seen: dict[Any, tuple[str, ...]] = {}
         for run in facts:
             grid = _grid(run)
@@ -552,6 +556,24 @@ def _check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]
                     _check_kinds(study, run, len(seen[grid]))
         names_of[name] = max(seen.values(), key=len, default=())
     return names_of
+
+
+def _check_components(
+    study: Study, name: str, table: NodesTable, facts: list[RunFacts], problems: list[KconnError]
+) -> None:
+    """Check what is made of components that nobody has seen yet, from their number."""
+    n_node = len(study.ica[str(table.ica)].accepted())
+    for run in facts:
+        with _collected(problems, run.where, of=f"nodes.{name}"):
+            if "affine" not in run.template.attrs:
+                raise InputError(
+                    "E-BRAIN-MODELS",
+                    "components of grayordinates cannot be nodes",
+                    rule="components are fitted to volumes",
+                    fix="export them, and take them as an atlas or as maps of volumes",
+                )
+            if table.netmats:
+                _check_kinds(study, run, n_node)
 
 
 def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps) -> None:

@@ -87,3 +87,39 @@ def test_check__refuses_what_cannot_be(table, code, shell, tmp_path):
     result = shell("check", study)
     assert result.code == 1, result
     assert code in result.out + result.err
+
+
+def test_run__accepted_components_are_nodes(shell, tmp_path):
+    nodes = {"sim": None, "networks": {"ica": "group"}}
+    table = {**ICA, "reject": {"ic002": "veins"}}
+    study = small_study(tmp_path / "study", n_subjects_per_group=3, ica={"group": table}, nodes=nodes)
+    result = shell("run", study, "--workers", "2")
+    assert result.code == 0, result
+    root = study.parent / "study.zarr"
+    components = open_step(study, "ica/group", "ica")
+    runs = [address for address in store.find_published(root) if address.step == "nodes"]
+    assert len(runs) == 6
+    for address in runs:
+        series = cubes.open_group(root, address).load()
+        assert series["node"].to_numpy().tolist() == ["ic001", "ic003", "ic004"]
+        where = address.path.rpartition("/")[0]
+        run = open_step(study, where, "denoise")
+        ingest = open_step(study, where, "ingest")
+        place = {axis: ingest[axis].to_numpy() for axis in "ijk"}
+        volume = np.zeros((*ingest.attrs["grid_shape"], 3))
+        volume[tuple(components[axis].to_numpy() for axis in "ijk")] = components["ica_map"][[0, 2, 3]].T
+        maps = np.column_stack([volume[tuple(place.values())], np.ones(ingest.sizes["voxel"])])
+        kept = run["sample_mask"].to_numpy()
+        x = run["denoised"].to_numpy()[:, kept].astype(np.float64)
+        there = np.isfinite(x).all(axis=1)
+        expected = np.linalg.lstsq(maps[there], x[there], rcond=None)[0][:3]
+        np.testing.assert_allclose(series["timeseries"][:, kept], expected, rtol=1e-6, atol=1e-8)
+    assert "ic003" in (study.parent / "report.html").read_text()
+
+
+def test_check__refuses_components_of_unknown_number_as_nodes(shell, tmp_path):
+    table = {**ICA, "n_components": "estimate"}
+    study = small_study(tmp_path / "study", ica={"group": table}, nodes={"networks": {"ica": "group"}})
+    result = shell("check", study)
+    assert result.code == 1
+    assert "E-STUDY-VALUE" in result.out + result.err

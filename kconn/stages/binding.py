@@ -56,6 +56,10 @@ class Job:
         """Return the path of the series of an image or CIFTI run, which every such step has."""
         return self.folder / self.step.files["bold"]
 
+    def paths(self) -> dict[str, Path]:
+        """Return role -> path of every input file."""
+        return {role: self.folder / path for role, path in self.step.files.items()}
+
     def open(self, address: Address) -> xr.Dataset:
         """Open an upstream result lazily."""
         return cubes.open_group(self.root, address)

@@ -54,7 +54,7 @@ def decompose_group(job: Job) -> None:
         seed=params["seed"],
         min_share=params["min_share"],
     )
-    volume, affine, names = load_templates({role: job.folder / path for role, path in job.step.files.items()})
+    volume, affine, names = load_templates(job.paths())
     if names:
         out = match_templates(out, place_maps(volume, affine, out, names=names).rename(node="template"))
     job.publish(out.assign_attrs(threshold=params["threshold"]))

@@ -29,7 +29,7 @@ from kconn.nodesets import load_nodes
 from kconn.parcellation import NodeSet, find_atlas_coverage, parcellate
 from kconn.quality import estimate_carpet, estimate_courses, estimate_motion, estimate_quality
 from kconn.sliding_windows import estimate_variability, estimate_window_netmats
-from kconn.spatial_maps import SpatialMaps
+from kconn.spatial_maps import SpatialMaps, nodes_from_components
 from kconn.stages.binding import Job, excluded, exclusion
 from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy, without_spikes
 from kconn.study import unless_off
@@ -112,7 +112,7 @@ def extract_nodes(job: Job) -> None:
     raw = job.open(job.step.reads("ingest").address)
     joined = cubes.join_steps(raw.drop_vars("bold"), run)
     params = dict(job.step.params)
-    nodes = load_nodes(params, {role: job.folder / path for role, path in job.step.files.items()}, raw)
+    nodes = _components(job) if params["ica"] else load_nodes(params, job.paths(), raw)
     out = _extract_series(joined, nodes, params)
     # The series tell whether the run is used: they are small, and one pass over the voxels makes them all.
     out = out[["timeseries", "coverage", "n_voxel", "sample_mask", "df_left"]].drop_vars(list("ijk"), errors="ignore")
@@ -144,6 +144,13 @@ def estimate_run_netmat(job: Job) -> None:
     if params["z"] == "ar1":  # the scale follows when the runs of the study are together
         out = estimate_ar1(out).assign(n_kept=count_frames(series))
     job.publish(out.drop_vars(["timeseries", "sample_mask", "df_left"]))
+
+
+def _components(job: Job) -> SpatialMaps:
+    """Return the accepted components of a group ICA."""
+    components = job.open(job.step.reads("ica").address)
+    selected = job.open(job.step.reads("select").address)
+    return nodes_from_components(components, accepted=selected["accepted"].to_numpy())
 
 
 def _extract_series(run: xr.Dataset, nodes: NodeSet | SpatialMaps, params: Mapping[str, Any]) -> xr.Dataset:
