@@ -23,6 +23,8 @@ SETTINGS: Final[dict[str, Any]] = {
     "distributed.comm.timeouts.tcp": "15s",
     "distributed.worker.memory.max-spill": "4GiB",
     "distributed.admin.tick.limit": "10s",
+    # Small arrays travel inside the graph: scattered ones would be lost with the worker that holds them.
+    "distributed.admin.large-graph-warning-threshold": "100GB",
 }
 
 
