@@ -1,10 +1,11 @@
 """What every test may use."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.acceptance import Acceptance
 from tests.warm_shell import WarmShell
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -31,3 +32,19 @@ def shell() -> Iterator[WarmShell]:
     """The commands of `kconn` in processes that start at once and can be killed."""
     with WarmShell() as warm:
         yield warm
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect what the tests marked ``faults("name")`` count, and print one JSON line per name."""
+    config.pluginmanager.register(Acceptance(shown="faults" in config.option.markexpr), "acceptance")
+
+
+@pytest.fixture
+def count(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Record named counts of an acceptance test; those of tests that share its name are added up."""
+
+    def record(**counts: float) -> None:
+        for name, value in counts.items():
+            record_property(name.replace("_", " "), value)
+
+    return record

@@ -14,7 +14,7 @@ import pytest
 from kconn.errors import InputError
 from kconn.io import nifti, tables
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.faults("bad input")
 
 WHERE = "sub-01/ses-1/run-1"
 SHAPE = (5, 4, 3, 6)
@@ -270,7 +270,7 @@ def read_bold(path, **kwargs):
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
-def test_read_header__refuses(tmp_path, name):
+def test_read_header__refuses(tmp_path, name, count):
     file_name, content, code = BAD_IMAGES[name]
     path = tmp_path / file_name
     path.write_bytes(content)
@@ -278,20 +278,22 @@ def test_read_header__refuses(tmp_path, name):
     reader = read_bold if name in {"flipped bit", "bad CRC", "a second image behind"} else nifti.read_header
     kwargs = {} if reader is read_bold else {"where": WHERE}
     assert refusal(reader, path, **kwargs).code == code
+    count(refused=1)
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
-def test_read_table__refuses(tmp_path, name):
+def test_read_table__refuses(tmp_path, name, count):
     reader, file_name, content, code = BAD_TABLES[name]
     (tmp_path / file_name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert refusal(reader, tmp_path / file_name).code == code
+    count(refused=1)
 
 
 @pytest.mark.parametrize(
     "reader", [read_bold, read_series, read_three_confounds, read_three_numbers, read_people, read_sidecar]
 )
 @pytest.mark.parametrize("kind", ["absent", "directory", "broken link", "nul in name", "name too long"])
-def test_every_reader__refuses_what_is_no_file(tmp_path, reader, kind):
+def test_every_reader__refuses_what_is_no_file(tmp_path, reader, kind, count):
     path = tmp_path / {"nul in name": "a\0b", "name too long": "a" * 300}.get(kind, "input.nii")
     if kind == "directory":
         path.mkdir()
@@ -300,6 +302,7 @@ def test_every_reader__refuses_what_is_no_file(tmp_path, reader, kind):
     error = refusal(reader, path)
     assert error.code == "E-FILE-MISSING"
     assert str(tmp_path) not in str(error)
+    count(refused=1)
 
 
 def write_volume(path, values, *, affine=AFFINE):
@@ -386,7 +389,7 @@ GOOD_IMAGES = {
 
 
 @pytest.mark.parametrize("name", GOOD_IMAGES)
-def test_read_header__raises_no_false_alarm(tmp_path, name):
+def test_read_header__raises_no_false_alarm(tmp_path, name, count):
     file_name, content, kwargs = GOOD_IMAGES[name]
     path = tmp_path / file_name
     path.write_bytes(content)
@@ -395,11 +398,12 @@ def test_read_header__raises_no_false_alarm(tmp_path, name):
     np.testing.assert_allclose(frames, expected, rtol=3e-7)
     assert header.t_r == kwargs.get("t_r", kwargs.get("sidecar_t_r", pytest.approx(2.0, abs=10)))
     assert len(GOOD_IMAGES) >= 20
+    count(good_accepted=1)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("code", ["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"])
-def test_read_header__raises_no_false_alarm_for_any_type(tmp_path, code, order):
+def test_read_header__raises_no_false_alarm_for_any_type(tmp_path, code, order, count):
     header = nib.Nifti1Header(endianness=order)
     header.set_data_dtype(np.dtype(code).newbyteorder(order))
     header.set_xyzt_units("mm", "sec")
@@ -409,8 +413,10 @@ def test_read_header__raises_no_false_alarm_for_any_type(tmp_path, code, order):
     header, frames = read_bold(tmp_path / "b.nii.gz")
     assert header.dtype == np.dtype(code).newbyteorder(order).str
     np.testing.assert_array_equal(frames, (DATA % 100).reshape(-1, SHAPE[3], order="F").T)
+    count(good_accepted=1)
 
 
+@pytest.mark.faults("patients")
 def test_errors__carry_nothing_personal(tmp_path):
     marker = "MARKER"
     texts = {name: marker.encode() for name in ("descrip", "aux_file", "intent_name", "db_name")}
@@ -487,16 +493,20 @@ def fuzz(folder, *, seed, n_trial=np.inf, seconds=np.inf):
 
 
 def check_endings(endings, record):
-    record("fuzz", {f"{target}: {outcome}": n for (target, outcome), n in sorted(endings.items())})
+    for (target, outcome), n in sorted(endings.items()):
+        record(f"{target} {outcome}", n)
+    record("wrong data from a stream", endings["stream", "wrong"])
     assert {outcome for _, outcome in endings} <= {"refused", "accepted"}
     # Nearly every damage of a stream is one of its content; the few that are not hit unused bits of gzip's header.
     assert endings["stream", "refused"] > 20 * endings["stream", "accepted"]
 
 
+@pytest.mark.faults("fuzz")
 def test_readers__survive_damage(tmp_path, record_property):
     check_endings(fuzz(tmp_path, seed=20, n_trial=600), record_property)
 
 
 @pytest.mark.slow
+@pytest.mark.faults("fuzz")
 def test_readers__survive_a_minute_of_damage(tmp_path, record_property):
     check_endings(fuzz(tmp_path, seed=21, seconds=60), record_property)

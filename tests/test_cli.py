@@ -330,11 +330,11 @@ def bad_study(name, folder):
     return study, code, words
 
 
-@pytest.mark.faults
+@pytest.mark.faults("bad input")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in COMPUTED[2:] else ()) for name in BAD_STUDIES]
 )
-def test_run__refuses_a_bad_study(name, tmp_path, capsys):
+def test_run__refuses_a_bad_study(name, tmp_path, capsys, count):
     study, code, words = bad_study(name, tmp_path)
     exit_code, out, err = run_here(capsys, "run", study, "--workers", "0")
     assert exit_code == cli.EXIT_ERROR, out
@@ -347,9 +347,10 @@ def test_run__refuses_a_bad_study(name, tmp_path, capsys):
     if (tmp_path / "study.zarr" / "zarr.json").exists() and code != "E-STORE-SCHEMA":
         assert store.verify(tmp_path / "study.zarr")[1] == []
     assert not (tmp_path / "report.html").exists()
+    count(refused=1)
 
 
-@pytest.mark.faults
+@pytest.mark.faults("bad input")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unknown key", "cut gzip", "atlas shifted", "flipped bit", "everything censored"])
 def test_flow__refuses_a_bad_study(name, tmp_path):
@@ -459,7 +460,7 @@ def test_shell__walks_a_study_from_plan_to_clean(tmp_path, capsys):
     assert store.digest_store(root) == digest
 
 
-@pytest.mark.faults
+@pytest.mark.faults("rot")
 def test_run__refuses_a_store_that_another_run_holds(tmp_path, capsys):
     study = small_study(tmp_path)
     with store.locked(tmp_path / "study.zarr"):
@@ -471,7 +472,7 @@ def test_run__refuses_a_store_that_another_run_holds(tmp_path, capsys):
     assert not (tmp_path / "study.zarr").exists()
 
 
-@pytest.mark.faults
+@pytest.mark.faults("workers")
 @pytest.mark.slow
 def test_run__says_when_no_scheduler_answers(tmp_path, capsys):
     study = small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE)
@@ -480,7 +481,7 @@ def test_run__says_when_no_scheduler_answers(tmp_path, capsys):
     assert err.startswith("E-WORKER no scheduler answers at tcp//127.0.0.1:9")
 
 
-@pytest.mark.faults
+@pytest.mark.faults("kill")
 def test_run__interrupted_says_so_and_leaves_a_whole_store(shell, tmp_path):
     study = small_study(tmp_path, n_subjects_per_group=1, contrasts=ONE_SAMPLE)
     ended = shell("run", study, "--workers", "0", signal_after=0.5, signal_number=signal.SIGINT)
@@ -489,7 +490,7 @@ def test_run__interrupted_says_so_and_leaves_a_whole_store(shell, tmp_path):
     assert store.verify(tmp_path / "study.zarr")[1] == []
 
 
-@pytest.mark.faults
+@pytest.mark.faults("kill")
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [4.0, 7.0, 10.0])
 def test_run__interrupted_on_workers_says_so_and_goes_on(tmp_path, seconds):
@@ -513,7 +514,7 @@ def test_run__interrupted_on_workers_says_so_and_goes_on(tmp_path, seconds):
     assert store.verify(tmp_path / "study.zarr")[1] == []
 
 
-@pytest.mark.faults
+@pytest.mark.faults("disk full")
 @pytest.mark.slow
 def test_run__says_when_the_disk_is_full(tmp_path):
     disk = tmp_path / "disk"
@@ -542,7 +543,7 @@ def test_run__says_when_the_disk_is_full(tmp_path):
         subprocess.run([umount, str(disk)], check=True)
 
 
-@pytest.mark.faults
+@pytest.mark.faults("bad input")
 def test_main__an_error_that_nobody_foresaw_is_kept_in_a_log(tmp_path, capsys, monkeypatch):
     study = small_study(tmp_path)
     monkeypatch.setattr("kconn.survey.survey_study", lambda _: 1 / 0)

@@ -134,7 +134,7 @@ def worker_plugin(action, where):
 
 
 @pytest.mark.slow
-@pytest.mark.faults
+@pytest.mark.faults("workers")
 @pytest.mark.parametrize(("action", "code"), [("refuse", "E-TABLE"), ("die", "E-WORKER")])
 def test_run_plan__on_workers_a_failure_stops_its_own_run(tmp_path, action, code):
     bench = prepare(small_study(tmp_path, contrasts=ONE_SAMPLE))

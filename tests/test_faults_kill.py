@@ -18,12 +18,12 @@ from kconn.io import store
 from kconn.io.store import Address, Target
 from kconn.workbench import prepare, writing
 from tests.small_study import published, small_study
-from tests.warm_shell import ROOT, count_kept
+from tests.warm_shell import ROOT, Ended
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.faults("kill")
 
 
-def test_seal__killed_at_every_call_leaves_the_old_or_the_new(shell, tmp_path):
+def test_seal__killed_at_every_call_leaves_the_old_or_the_new(shell, tmp_path, count):
     n_calls = _seal_in_fork(shell, tmp_path / "whole.zarr", "k1").n_calls
     expected = store.digest_store(tmp_path / "whole.zarr")
     assert n_calls > 10
@@ -39,9 +39,10 @@ def test_seal__killed_at_every_call_leaves_the_old_or_the_new(shell, tmp_path):
         store.remove_superseded(root)
         assert not list(root.rglob("*.partial"))
         assert store.verify(root) == ([_ADDRESS], [])
+        count(kills_at_each_call_of_a_seal=2)
 
 
-def test_run__killed_at_random_calls_goes_on_where_it_was(shell, tmp_path):
+def test_run__killed_at_random_calls_goes_on_where_it_was(shell, tmp_path, count):
     rng = np.random.default_rng(20260101)
     whole, study = _two_studies(tmp_path, n_subjects_per_group=1, contrasts=_ONE_SAMPLE)
     undisturbed = shell("run", whole, "--workers", "0")
@@ -51,6 +52,7 @@ def test_run__killed_at_random_calls_goes_on_where_it_was(shell, tmp_path):
         ended = shell("run", study, "--workers", "0", kill_at_call=int(rng.integers(1, undisturbed.n_calls // 2)))
         assert ended.code == -signal.SIGKILL
         sealed = _assert_kept(study, sealed)
+        count(kills_at_random_calls=1)
     assert sealed
     ended = shell("run", study, "--workers", "0")
     assert (ended.code, ended.n_kept) == (0, len(sealed))
@@ -58,7 +60,7 @@ def test_run__killed_at_random_calls_goes_on_where_it_was(shell, tmp_path):
     assert _digest(study) == _digest(whole)
 
 
-def test_ingest__killed_between_rows_of_chunks_writes_only_the_rest(shell, tmp_path, monkeypatch):
+def test_ingest__killed_between_rows_of_chunks_writes_only_the_rest(shell, tmp_path, monkeypatch, count):
     for name, value in _SMALL_ROWS.items():
         monkeypatch.setattr(name, value)
     whole, study = _two_studies(tmp_path, n_subjects_per_group=1, contrasts=_ONE_SAMPLE)
@@ -74,11 +76,13 @@ def test_ingest__killed_between_rows_of_chunks_writes_only_the_rest(shell, tmp_p
         assert len(finished) < len(now) < n_row
         finished = now
     ingest_one([study])
-    assert finished.items() <= _rows(study.parent / "study.zarr").items()
+    again = finished.items() - _rows(study.parent / "study.zarr").items()
+    count(kills_within_a_step=3, finished_chunks=len(finished), finished_chunks_made_again=len(again))
+    assert not again
     assert _digest(study) == _digest(whole)
 
 
-def test_contrast__killed_between_ranges_computes_only_the_rest(shell, tmp_path, monkeypatch, capsys):
+def test_contrast__killed_between_ranges_computes_only_the_rest(shell, tmp_path, monkeypatch, capsys, count):
     for name, value in _SHORT_RANGES.items():
         monkeypatch.setattr(name, value)
     whole, study = tmp_path / "whole" / "study.toml", tmp_path / "killed" / "study.toml"
@@ -103,6 +107,7 @@ def test_contrast__killed_between_ranges_computes_only_the_rest(shell, tmp_path,
     ended = shell(study, function=f"{__name__}:test_one", patches=_SHORT_RANGES)
     assert ended.code == 0
     assert ended.n_calls < undisturbed.n_calls - 2 * len(finished)
+    count(kills_within_a_step=3, finished_ranges=len(finished))
     assert not _ranges(study)
     assert _status(study, capsys) is None
     assert _digest(study) == _digest(whole)
@@ -110,32 +115,51 @@ def test_contrast__killed_between_ranges_computes_only_the_rest(shell, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("n_workers", "n_kills"), [(0, 10), (2, 10)])
-def test_run__killed_at_random_moments_goes_on_where_it_was(tmp_path, n_workers, n_kills):
-    """Kill the whole process group of the real command at moments drawn over the length of an undisturbed run."""
-    rng = np.random.default_rng(7 + n_workers)
-    options = {"sessions": ("pre", "post"), "n_subjects_per_group": 1, "contrasts": _CHANGE}
-    whole = small_study(tmp_path / "whole", **options)
-    _run(whole, n_workers)  # fills the caches of compiled code
-    shutil.rmtree(whole.parent / "study.zarr")
-    shutil.rmtree(whole.parent / ".study.zarr.work")
-    started = time.monotonic()
-    _run(whole, n_workers)
-    length = time.monotonic() - started
+def test_run__killed_at_random_moments_goes_on_where_it_was(shell, tmp_path, count):
+    """Kill one process at moments drawn over the length of an undisturbed run."""
+
+    def undisturbed(study):
+        ended = shell("run", study, "--workers", "0")
+        assert ended.code == 0, ended.err
+        return ended
+
+    def killed(study, seconds):
+        return shell("run", study, "--workers", "0", signal_after=seconds).code == -signal.SIGKILL
+
+    _kill_at_random_moments(tmp_path, 30, undisturbed, killed, count)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_run__on_workers_killed_at_random_moments_goes_on_where_it_was(tmp_path, count):
+    """Kill the whole process group of the real command, its scheduler and its workers with it."""
+    _run(small_study(tmp_path / "warm", **_OPTIONS))  # fills the caches of compiled code
+    _kill_at_random_moments(tmp_path, 10, _run, _killed_after, count)
+
+
+def _kill_at_random_moments(tmp_path, n_kills, undisturbed, killed, count):
+    rng = np.random.default_rng(7 + n_kills)
+    whole = small_study(tmp_path / "whole", **_OPTIONS)
+    length = undisturbed(whole).seconds
     counts = []
     while len(counts) < n_kills:
-        study = small_study(tmp_path / f"killed{len(counts)}", **options)
-        if _killed_after(study, n_workers, float(rng.uniform(0, length))):
+        study = small_study(tmp_path / f"killed{len(counts)}", **_OPTIONS)
+        if killed(study, float(rng.uniform(0, length))):
             sealed = _assert_kept(study, {})
-            out = _run(study, n_workers)
-            assert count_kept(out) == len(sealed)
+            ended = undisturbed(study)
+            assert ended.n_kept == len(sealed)
             _assert_kept(study, sealed)
             assert _digest(study) == _digest(whole)
             counts.append(len(sealed))
+            count(
+                kills_at_random_moments=1,
+                partial_groups_visible=0,
+                other_bits=0,
+                finished_steps=len(sealed),
+                finished_steps_made_again=0,
+            )
         shutil.rmtree(study.parent)
-    n_step = len(published(whole.parent / "study.zarr"))
-    print(json.dumps({"workers": n_workers, "kills": n_kills, "sealed at the kill": sorted(counts), "of": n_step}))  # noqa: T201
-    assert len(set(counts)) > n_kills // 3
+    assert len(set(counts)) > n_kills // 4
 
 
 _SHORT_RANGES = {"kconn.kernels.tasks.TASK_FLOPS": {"float64": 1e4, "float32": 1e4}}
@@ -145,6 +169,7 @@ _ADDRESS = Address(path="sub-01/ses-1/run-1", step="ingest")
 _RUN = "sub-01/ses-pre/run-1"
 _ONE_SAMPLE = {"groups": None, "mean": {"test": "one-sample"}}
 _CHANGE = {"groups": None, "visits": {"test": "paired", "change": ["pre", "post"]}}
+_OPTIONS = {"sessions": ("pre", "post"), "n_subjects_per_group": 1, "contrasts": _CHANGE}
 
 
 def seal_one(arguments):
@@ -242,22 +267,21 @@ def _rows_in_journal(study):
     return {Path(name).name: _state(staged / name) for name in names}
 
 
-def _command(study, n_workers):
-    return [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", str(n_workers)]
+def _command(study):
+    return [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", "2"]
 
 
-def _run(study, n_workers):
-    ended = subprocess.run(
-        _command(study, n_workers), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
+def _run(study):
+    started = time.monotonic()
+    ended = subprocess.run(_command(study), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    return Ended(code=0, out=ended.stdout, err=ended.stderr, n_calls=0, seconds=time.monotonic() - started)
 
 
-def _killed_after(study, n_workers, seconds):
+def _killed_after(study, seconds):
     """Start the command in a process group of its own and kill all of it; return whether it still ran."""
     process = subprocess.Popen(
-        _command(study, n_workers),
+        _command(study),
         cwd=ROOT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,

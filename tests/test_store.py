@@ -78,7 +78,7 @@ def test_check_store__refuses_unknown_versions(root):
         cubes.open_study(root)
 
 
-@pytest.mark.faults
+@pytest.mark.faults("rot")
 def test_verify__finds_every_flipped_bit_and_every_missing_or_grown_file(root, tmp_path):
     rng = np.random.default_rng(5)
     names = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
