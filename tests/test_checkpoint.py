@@ -74,6 +74,7 @@ def run(study, files=None, **options):
     return res, counter.n
 
 
+@pytest.mark.faults("seeds")
 def test_permutation_test__goes_on_where_it_was(study, tmp_path):
     files = Files(tmp_path)
     whole, n_whole = run(study)
@@ -96,6 +97,7 @@ def test_permutation_test__goes_on_where_it_was(study, tmp_path):
     assert n_again == 0
 
 
+@pytest.mark.faults("rot")
 @pytest.mark.parametrize("damage", ["flip", "cut", "swap", "empty"])
 def test_permutation_test__computes_damaged_ranges_again(study, tmp_path, damage):
     files = Files(tmp_path)
@@ -137,6 +139,7 @@ def test_permutation_test__a_changed_input_never_meets_a_kept_range(study, tmp_p
     assert n_task > 0  # without ids the rows are other observations
 
 
+@pytest.mark.faults("seeds")
 @pytest.mark.parametrize("max_mem", [2**31, 4_500_000])
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_permutation_test__any_number_of_workers_goes_on_with_what_another_began(study, tmp_path, num_workers, max_mem):

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -516,7 +517,7 @@ def test_run__interrupted_on_workers_says_so_and_goes_on(tmp_path, seconds):
 
 @pytest.mark.faults("disk full")
 @pytest.mark.slow
-def test_run__says_when_the_disk_is_full(tmp_path):
+def test_run__says_when_the_disk_is_full(tmp_path, count):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount, umount = shutil.which("mount") or "", shutil.which("umount") or ""
@@ -530,7 +531,9 @@ def test_run__says_when_the_disk_is_full(tmp_path):
         assert refused.returncode == cli.EXIT_ERROR
         assert refused.stderr.startswith("E-DISK the plan may write "), refused.stderr
         subprocess.run([mount, "-o", "remount,size=700k", str(disk)], check=True)
+        started = time.monotonic()
         full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        seconds = time.monotonic() - started
         assert full.returncode == cli.EXIT_ERROR
         assert "Traceback" not in full.stderr
         assert full.stderr.startswith("E-DISK "), full.stderr
@@ -539,6 +542,8 @@ def test_run__says_when_the_disk_is_full(tmp_path):
         subprocess.run([mount, "-o", "remount,size=60m", str(disk)], check=True)
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert (ended.returncode, count_kept(ended.stdout)) == (0, n_sealed)
+        count(disks_filled=1, hangs=0, seconds_to_the_error=round(seconds, 1), finished_steps=n_sealed)
+        count(partial_groups_visible=0, finished_steps_made_again=0)
     finally:
         subprocess.run([umount, str(disk)], check=True)
 

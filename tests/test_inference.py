@@ -1,4 +1,5 @@
 from itertools import permutations as orders
+from itertools import product
 
 import dask
 import dask.array as da
@@ -186,7 +187,25 @@ def test_permutation_test__exact_with_every_order_distinct():
     np.testing.assert_allclose(res["p_fwe"][0], p_fwe, atol=1e-12)
 
 
-def test_permutation_test__row_order_changes_no_bit(study):
+@pytest.mark.faults("seeds")
+def test_permutation_test__flips_that_are_drawn_lie_around_all_256(count):
+    values = np.random.default_rng(5).normal(0.4, size=(8, 40))
+    design = np.ones((8, 1))
+    signs = np.array(list(product([1, -1], repeat=8)))
+    t = np.array([stats.ttest_1samp(values * sign[:, None], 0).statistic for sign in signs])
+    exact = (np.abs(t) >= np.abs(stats.ttest_1samp(values, 0).statistic) * (1 - 1e-9)).mean(axis=0)
+    whole = permutation_test(values, design, {"mean": [1]}, n_perm=256, seed=0)
+    np.testing.assert_allclose(whole["p_unc"][0], exact, atol=1e-12)
+    for seed in range(20):
+        drawn = permutation_test(values, design, {"mean": [1]}, n_perm=100, seed=seed)["p_unc"][0]
+        # Without repetition, of a finite set: four standard errors of a hypergeometric share.
+        error = 4 * np.sqrt(exact * (1 - exact) / 100 * (256 - 100) / 255) + 1 / 100
+        assert (np.abs(drawn - exact) <= error).all()
+        count(seeds_within_chance_of_exact=1)
+
+
+@pytest.mark.faults("order")
+def test_permutation_test__row_order_changes_no_bit(study, count):
     data, design = study
     expected = permutation_test(data, design, GROUP, n_perm=200, seed=1)
     rng = np.random.default_rng(0)
@@ -194,6 +213,7 @@ def test_permutation_test__row_order_changes_no_bit(study):
         rows, other = rng.permutation(N_OBS), rng.permutation(N_OBS)
         actual = permutation_test(data[rows], design.iloc[other], GROUP, n_perm=200, seed=1)
         assert_same_bits(actual, expected)
+        count(orders=1, identical=1)
 
 
 def test_permutation_test__blocks_and_tables_are_joined_by_id(study):
@@ -213,6 +233,7 @@ def test_permutation_test__blocks_and_tables_are_joined_by_id(study):
     np.testing.assert_array_equal(by_position["max_stat"], expected["max_stat"])
 
 
+@pytest.mark.faults("seeds")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_permutation_test__bits_do_not_depend_on_how_it_is_run(dtype):
     rng = np.random.default_rng(1)
@@ -253,6 +274,7 @@ def test_permutation_test__a_bare_dask_array_is_read_block_by_block():
 GROUP_3 = {"group": [0, 1, 0], "age": [0, 0, 1]}
 
 
+@pytest.mark.faults("seeds")
 def test_permutation_test__runs_on_the_current_cluster(study):
     data, design = study
     expected = permutation_test(data, design, GROUP, n_perm=200, seed=1)
