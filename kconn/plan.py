@@ -232,7 +232,7 @@ class _Builder:
         yield quality
         yield self._motion(quality)
         for name, series in self.series.items():
-            path, n_node = f"cohort/{name}", len(self.survey.node_names[name])
+            path, n_node = f"quality/{name}", len(self.survey.node_names[name])
             yield self._step("coverage", path, path, upstream=series)
             if self.study.nodes[name].netmats:
                 yield self._qc_fc(path, (quality, *series), n_node * (n_node - 1) // 2)
@@ -252,7 +252,7 @@ class _Builder:
             )
             yield cohort
             if kind != "corr":  # of full correlations it is estimated above, before and after denoising
-                yield self._qc_fc(path, (cohort, *self.series[name]), n_edge)
+                yield self._qc_fc(f"quality/{name}/{kind}", (cohort, *self.series[name]), n_edge)
             for label in self.study.contrasts:
                 yield self._test(f"contrasts/{name}/{kind}/{label}", label, cohort, n_edge)
         for (name, kind), maps in self.maps.items():
@@ -318,7 +318,7 @@ class _Builder:
             "seed": self.study.permutation.seed,
             **self._people_params(),
         }
-        return self._step("motion", "cohort", "cohort", files=self._people_files(), upstream=[quality], params=params)
+        return self._step("motion", "quality", "quality", files=self._people_files(), upstream=[quality], params=params)
 
     def _qc_fc(self, path: str, upstream: Sequence[Step], n_edge: int) -> Step:
         quality = self.study.quality

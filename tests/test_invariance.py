@@ -95,11 +95,11 @@ def test_run__one_changed_byte_makes_its_run_and_the_cohort_anew(again, shell):
     redone = sorted(address for address, _ in after.keys() - before.keys())
     assert redone == [
         "cohort/sim/corr:cohort",
-        "cohort/sim:coverage",
-        "cohort/sim:qcfc",
-        "cohort:motion",
         "cohort:quality",
         next(address for address in redone if address.endswith(":test")),
+        "quality/sim:coverage",
+        "quality/sim:qcfc",
+        "quality:motion",
         "sub-02/ses-pre/run-1/sim/corr:netmat",
         "sub-02/ses-pre/run-1/sim:nodes",
         "sub-02/ses-pre/run-1:denoise",
