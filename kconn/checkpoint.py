@@ -51,6 +51,10 @@ class Ranges:
         ``(n_tail,)``, what ``max_stat`` shows for the identity.
     to_stat
         Turns the compared statistic into what ``max_stat`` shows.
+    name
+        Of the contrast.
+    part
+        Which of the features are tested, in words; empty for all.
     """
 
     checkpoint: Checkpoint
@@ -59,10 +63,12 @@ class Ranges:
     n_feature: int
     identity: npt.NDArray[np.float64]
     to_stat: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+    name: str
+    part: str = ""
 
     def load(self, start: int, stop: int) -> Tally | None:
         """Return what rows ``start`` to ``stop`` of the table found, or None where that is not kept."""
-        arrays = self.checkpoint.load(self._name(start, stop))
+        arrays = self.checkpoint.load(self._name_of(start, stop))
         if arrays is None:
             return None
         tally = Tally(highest=arrays["highest"], counts=arrays["counts"].astype(np.int64))
@@ -71,13 +77,19 @@ class Ranges:
 
     def save(self, start: int, stop: int, tally: Tally) -> None:
         """Keep what rows ``start`` to ``stop`` of the table found."""
-        name = self._name(start, stop)
+        name = self._name_of(start, stop)
         counts = tally.counts.astype(np.min_scalar_type(stop - start))
         self.checkpoint.save(name, {"highest": tally.highest, "counts": counts})
-        seen = {"max_stat": self.to_stat(tally.highest), "identity": self.identity, "n_perm": np.array(self.n_perm)}
+        seen = {
+            "max_stat": self.to_stat(tally.highest),
+            "identity": self.identity,
+            "n_perm": np.array(self.n_perm),
+            "name": np.array(self.name),
+            "part": np.array(self.part),
+        }
         self.checkpoint.save(name + SEEN, seen)
 
-    def _name(self, start: int, stop: int) -> str:
+    def _name_of(self, start: int, stop: int) -> str:
         return f"{self.fingerprint[:32]}-{start:09d}-{stop:09d}"
 
 

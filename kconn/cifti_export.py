@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn.chunks import plan_voxel_blocks
-from kconn.contrast_files import ContrastFile, feature_dim
+from kconn.contrast_files import ContrastFile, feature_dim, name_corrected_p
 from kconn.grayordinates import Grayordinates, has_grayordinates, join_grayordinates, read_grayordinates
 from kconn.io import cifti, cifti_write, cubes
 from kconn.io.cifti import Parcels
@@ -113,7 +113,8 @@ def list_matrix_files(result: xr.Dataset, writer: NodeWriter) -> list[ContrastFi
         return []
     stat = str(result["stat_kind"].item()).lower()
     parts = {"effect": ("effect", "Effect"), f"{stat}stat": ("stat", f"Statistic {stat}")}
-    parts["pfwe"] = ("p_fwe", "Permutation p, corrected for all pairs,")
+    suffix, variable, words = name_corrected_p(result)
+    parts[suffix] = (variable, f"Permutation p, {words},")
     return [
         ContrastFile(
             suffix=f"{suffix}.pconn.nii",

@@ -63,14 +63,18 @@ def list_contrast_files(result: xr.Dataset) -> list[ContrastFile]:
                 columns=lambda _: {name: {"Description": text} for name, text in _CLUSTER_COLUMNS.items()},
             )
         )
-    return [
-        *files,
+    files.append(
         ContrastFile(
             suffix="design.tsv",
             write=_table(_design_columns),
             description="Design matrix: one row per observation.",
             columns=_describe_design,
-        ),
+        )
+    )
+    if "n_exceed" in result.attrs:
+        return files
+    return [
+        *files,
         ContrastFile(
             suffix="maxstat.tsv",
             write=_table(lambda ds: {"max_stat": _known(ds["max_stat"].to_numpy())}),
@@ -108,8 +112,16 @@ def describe_contrast_result(result: xr.Dataset) -> dict[str, Any]:
         "RelabellingsSHA256": str(result["table_sha256"].item()),
         "LeftOut": attrs["left_out"],
     }
+    if attrs["tail"] != attrs["tail_unc"]:
+        told["Tail"] += ", of corrected p only"
     if "threshold" in attrs:
         told["Threshold"] = attrs["threshold"]
+    if "n_exceed" in attrs:
+        told["PValues"] = (
+            f"h / l where relabelling l after the identity was the h-th at least as extreme, h = {attrs['n_exceed']}; "
+            "(count + 1) / number of relabellings for features that did not meet so many; never 1 - p"
+        )
+        told["Stopping"] = "features stop by themselves: there are p_unc and p_fdr, but no p_fwe and no maxima"
     if attrs["notes"]:
         told["Notes"] = attrs["notes"]
     return told
@@ -140,14 +152,13 @@ def describe_features(result: xr.Dataset, *, unit: str) -> dict[str, Any]:
     words["stat"]["Description"] = f"Test statistic: {result['stat_kind'].item()}."
     words["excluded"]["Levels"] = _EXCLUDED
     level = f"{100 * result.attrs['ci_level']:g} %"
+    law = "(negative) binomial" if "n_exceed" in result.attrs else "binomial"
     for name, dim in _SPREAD.items():
         if name not in result:
             continue
         p = name.removesuffix("_ci").removesuffix("_tails")
         for label in map(str, result[dim].to_numpy()):
-            text = (
-                f"{label} exact binomial {level} limit of {p}" if dim == "limit" else f"{p} of the alternative {label}"
-            )
+            text = f"{label} exact {law} {level} limit of {p}" if dim == "limit" else f"{p} of the alternative {label}"
             words[_spread_name(name, label)] = {"Description": f"{text[:1].upper()}{text[1:]}.", "Units": "1"}
     return words
 
@@ -208,7 +219,8 @@ def _describe_design(result: xr.Dataset) -> dict[str, Any]:
 
 def _describe_maximum(result: xr.Dataset) -> str:
     kind, side = str(result["stat_kind"].item()), result.attrs["alternative"]
-    of = "z" if result.attrs["convention"] == "palm" or kind in {"v", "G"} else kind
+    on_z = result.attrs["convention"] == "palm" or result.attrs["missing"] == "refit" or kind in {"v", "G"}
+    of = "z" if on_z else kind
     if result.attrs["statistic"] not in {"edge", "voxel"}:
         of = f"{result.attrs['statistic']} of a cluster" if "cluster" in result else "enhanced value"
     if kind in {"F", "G"}:
@@ -248,6 +260,7 @@ def _edge_columns(result: xr.Dataset) -> Columns:
 
 def _edge_files(result: xr.Dataset) -> list[ContrastFile]:
     stat = str(result["stat_kind"].item()).lower()
+    suffix, variable, words = name_corrected_p(result)
     return [
         ContrastFile(
             suffix="edges.tsv",
@@ -261,11 +274,18 @@ def _edge_files(result: xr.Dataset) -> list[ContrastFile]:
             description=f"Statistic {result['stat_kind'].item()} of each pair of nodes.",
         ),
         ContrastFile(
-            suffix="pfwe.tsv",
-            write=_write_matrix("p_fwe"),
-            description="Permutation p of each pair of nodes, corrected for all pairs.",
+            suffix=f"{suffix}.tsv",
+            write=_write_matrix(variable),
+            description=f"Permutation p of each pair of nodes, {words}.",
         ),
     ]
+
+
+def name_corrected_p(result: xr.Dataset) -> tuple[str, str, str]:
+    """Return what stands in a file of corrected p: the end of its name, the variable, and in words what it corrects."""
+    if "n_exceed" in result.attrs:
+        return "pfdr", "p_fdr", "corrected for the false discovery rate over all pairs"
+    return "pfwe", "p_fwe", "corrected for all pairs"
 
 
 #: Dimension of the features -> the files that show them. Another kind of feature is one function and one line.

@@ -21,6 +21,7 @@ from kconn.io import designs
 from kconn.io.designs import DesignFiles
 from kconn.io.identifiers import canonical_label
 from kconn.kernels.clusters import Tfce, network_pairs
+from kconn.kernels.sequential import Sequential
 
 #: Statistics that look at neighbours, which are given as pairs where features are edges.
 _OF_NEIGHBOURS: Final = frozenset({"cluster-extent", "cluster-mass", "tfce"})
@@ -147,6 +148,7 @@ def run_test(arrangement: Arrangement, *, checkpoint: Checkpoint | None = None) 
         dtype=options["dtype"],
         max_mem=options["max_mem"],
         checkpoint=checkpoint,
+        stopping=None if options["stopping"] == "none" else Sequential(n_exceed=options["stopping"]),
     )
 
 

@@ -127,7 +127,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         ``(P v)[i] = sign[i] v[permutation[i]]``, counting rows of ``data`` from 0.
     feature_covariates
         One more nuisance regressor per feature, of the shape of ``data`` (grey matter for a map of connectivity, say).
-        Freedman-Lane only.
+        Freedman-Lane only. It is nuisance: no contrast can have a weight on it.
     statistic
         ``"edge"`` or ``"voxel"``: each feature by itself. ``"cluster-extent"`` (number of features), ``"cluster-mass"``
         (sum of z above the threshold), ``"nbs"`` (number of edges of a component, edges with a common node being
@@ -153,7 +153,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         Benjamini-Hochberg or the two-stage procedure of Benjamini, Krieger and Yekutieli at level 0.05.
     tail
         ``"gpd"``: p below 0.1 come from a generalised Pareto tail, where one fits: corrected ones from the tail of
-        ``max_stat``, uncorrected ones of single features from the tail of each feature's own null.
+        ``max_stat``, uncorrected ones of single features from the tail of each feature's own null. Uncorrected p of
+        enhanced values (``"tfce"``) stay counts; the attribute ``tail_unc`` says which they are.
     missing
         ``"exclude"``: features with a missing value are left out. ``"refit"``: each is tested on the observations that
         it has, with their own model, degrees of freedom and relabellings; maxima are taken on z. Not for statistics of
@@ -276,6 +277,8 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         regression=regression,
         fdr=fdr,
         tail=tail,
+        # Each voxel's own null of enhanced values is not kept, and clusters have no p of single features.
+        tail_unc=tail if enhancement is None else "counts",
         convention=convention,
         statistic=statistic,
         missing=missing,

@@ -57,7 +57,7 @@ def _compared(ds: xr.Dataset) -> npt.NDArray[np.float64]:
     if "enhanced" in ds:
         return np.asarray(ds["enhanced"].to_numpy(), dtype=np.float64)
     kind = str(ds["stat_kind"].item())
-    on_z = kind in {"v", "G"} or ds.attrs["convention"] == "palm"
+    on_z = kind in {"v", "G"} or ds.attrs["convention"] == "palm" or ds.attrs["missing"] == "refit"
     values = np.asarray(ds["zstat" if on_z else "stat"].to_numpy(), dtype=np.float64)
     values = np.where(ds["excluded"].to_numpy() == 0, values, np.nan)
     if kind not in {"t", "v"}:

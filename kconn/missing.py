@@ -118,13 +118,15 @@ def estimate_patterns(
     """
     n_feature, seed = matrix.shape[1], plan.exchange.seed
     parts: list[list[tuple[Pattern, Outcome]]] = [[] for _ in plan.tests]
-    for pattern in patterns:
+    for i_pattern, pattern in enumerate(patterns):
         planned = [_plan_pattern(pattern, i_test, plan) for i_test in range(len(plan.tests))]
         tests = {i_test: test for i_test, test in enumerate(planned) if test is not None}
         if not tests:
             continue
         here = matrix if pattern.positions.size == n_feature else matrix[:, pattern.positions]
-        outcomes = estimate_features(here, order[pattern.observed], list(tests.values()), work, correction)
+        part = f"pattern {i_pattern + 1} of {len(patterns)}: {pattern.n_obs} observations"
+        part_work = replace(work, part=part if len(patterns) > 1 else "")
+        outcomes = estimate_features(here, order[pattern.observed], list(tests.values()), part_work, correction)
         for i_test, outcome in zip(tests, outcomes, strict=True):
             parts[i_test].append((pattern, outcome))
     return [_join_outcomes(test, one, n_feature, seed=seed) for test, one in zip(plan.tests, parts, strict=True)]

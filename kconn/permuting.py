@@ -69,12 +69,15 @@ class Work:
         Whether ``max_stat`` of single features is on z.
     checkpoint
         Where finished ranges of relabellings are kept, or None.
+    part
+        Which of the features are tested here, in words; empty for all. Then maxima are not those of the whole test.
     """
 
     dtype: str
     max_mem: int
     on_z: bool = False
     checkpoint: Checkpoint | None = None
+    part: str = ""
 
 
 def run_tests(matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], work: Work) -> list[Found]:
@@ -192,6 +195,8 @@ def _find_ranges(
         n_feature=observed.compared.size,
         identity=shown.to_stat(np.nanmax(shown.highest, axis=1)),
         to_stat=shown.to_stat,
+        name=test.name,
+        part=work.part,
     )
 
 

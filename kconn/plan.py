@@ -280,7 +280,8 @@ class _Builder:
                 place = f"{path}/{i_node + 1}-{_as_label(node)}"
                 tests.append(self._test(place, label, cohort, n_voxel, of={"kind": kind, "i_node": i_node}))
                 yield tests[-1]
-            if len(tests) > 1:
+            # Voxels that stopped by themselves have no maximum that nodes could be corrected by.
+            if len(tests) > 1 and self.study.permutation_of(label).stopping == "none":
                 n_bytes = 8 * n_voxel * len(tests)
                 estimate = Estimate(bytes_read=2 * n_bytes, bytes_written=n_bytes)
                 yield self._step("map-correction", path, path, upstream=tests, estimate=estimate)

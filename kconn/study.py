@@ -88,7 +88,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "weights": ("design",),
 }
 #: Keys that belong to the statistic: a contrast that names its own statistic does not inherit them.
-_OF_STATISTIC: Final = frozenset({"threshold", "neighbours", "tfce_height", "tfce_extent", "tfce_step"})
+_OF_STATISTIC: Final = frozenset({"threshold", "neighbours", "tfce_height", "tfce_extent", "tfce_step", "stopping"})
 #: Keys that belong to the observations: a repeated test, whose rows are sessions, does not inherit them.
 _OF_ROWS: Final = frozenset({"exchangeability_blocks", "exchange"})
 #: Names that a node set must not take, since the store uses them beside node sets.
@@ -595,6 +595,10 @@ class PermutationTable(_Table):
     joint_fwe: Annotated[bool, Field(description="correct over all contrasts of one design as well")] = False
     fdr: Annotated[Literal["bh", "bky"], Field(description="Benjamini-Hochberg, or the two-stage procedure")] = "bh"
     tail: Annotated[Literal["counts", "gpd"], Field(description="gpd: small p from a fitted Pareto tail")] = "counts"
+    stopping: Annotated[
+        Annotated[int, Field(ge=1)] | Off,
+        Field(description="a feature stops at so many relabellings at least as extreme; p_unc and p_fdr only"),
+    ] = "none"
     missing: Annotated[
         Literal["exclude", "refit"],
         Field(description="a feature without data in some observation: leave it out, or test it in the others"),
@@ -808,6 +812,25 @@ class Study(_Table):
                 raise ValueError(
                     f"contrasts.{name}: 'joint_fwe' corrects over several contrasts of one design, this is one; "
                     "name them in 'weights'"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _stopped_features_are_tested_alone(self) -> Self:
+        for name in self.contrasts:
+            options = self.permutation_of(name)
+            if options.stopping == "none":
+                continue
+            needs_all = {
+                f"statistic = {options.statistic!r}": options.statistic not in {"edge", "voxel"},
+                "joint_fwe": options.joint_fwe,
+                "tail = 'gpd'": options.tail == "gpd",
+                "missing = 'refit'": options.missing == "refit",
+            }
+            if refused := [words for words, given in needs_all.items() if given]:
+                raise ValueError(
+                    f"contrasts.{name}: 'stopping' does not go with {' and '.join(refused)}: features that have "
+                    "stopped are in no maximum, cluster or fitted tail"
                 )
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Group
@@ -14,8 +14,11 @@ from kconn.errors import StoreError
 from kconn.exclusions import EVERYTHING, list_exclusions
 from kconn.io import cubes, store
 from kconn.plan import COHORT_STAGES, RUN_STAGES
-from kconn.stages.running import ALPHA, LEVEL, find_running
+from kconn.stages.running import ALPHA, LEVEL, Running, find_running
 from kconn.workbench import Workbench
+
+#: Stages with permutations.
+_TESTS: Final = frozenset({"test", "map-test"})
 
 
 def plan_as_table(bench: Workbench) -> Table:
@@ -73,15 +76,19 @@ def status_as_table(bench: Workbench) -> Group:
         at = test.threshold
         ended = datetime.fromtimestamp(test.last, tz=UTC).isoformat(timespec="seconds")
         shown = "-" if np.isnan(at.value) else f"{at.value:.4g}"
-        begun.add_row(
-            test.where, f"{test.n_done:,}", f"{test.n_perm:,}", shown, f"{at.lower:.4g} to {at.upper:.4g}", ended
-        )
+        limits = "-" if np.isinf([at.lower, at.upper]).all() else f"{at.lower:.4g} to {at.upper:.4g}"
+        begun.add_row(_told(test), f"{test.n_done:,}", f"{test.n_perm:,}", shown, limits, ended)
+    stopping = Table(title="features stop by themselves: p_unc and p_fdr, no corrected p; nothing is kept on the way")
+    stopping.add_column("contrast")
+    stopping.add_column("relabellings as extreme that a feature stops at", justify="right")
+    for where, n_exceed in _stopping(bench).items():
+        stopping.add_row(where, str(n_exceed))
     out = Table(title="left out")
     out.add_column("what")
     out.add_column("why")
     for where, reason in _left_out(bench).items():
         out.add_row(where, reason)
-    return Group(done, *(table for table in (begun, out) if table.row_count))
+    return Group(done, *(table for table in (begun, stopping, out) if table.row_count))
 
 
 def status_as_json(bench: Workbench) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def status_as_json(bench: Workbench) -> dict[str, Any]:
         for stage in (*RUN_STAGES, *COHORT_STAGES)
     }
     begun = {
-        test.where: {
+        _told(test): {
             "permutations": test.n_done,
             "of": test.n_perm,
             "alpha": ALPHA,
@@ -107,7 +114,23 @@ def status_as_json(bench: Workbench) -> dict[str, Any]:
         }
         for test in find_running(bench.study.store, left)
     }
-    return {"study": bench.study.study.name, "stages": stages, "tests_begun": begun, "left_out": _left_out(bench)}
+    return {
+        "study": bench.study.study.name,
+        "stages": stages,
+        "tests_begun": begun,
+        "tests_stopping": _stopping(bench),
+        "left_out": _left_out(bench),
+    }
+
+
+def _told(test: Running) -> str:
+    return f"{test.where}, {test.part}" if test.part else test.where
+
+
+def _stopping(bench: Workbench) -> dict[str, int]:
+    """Return contrast -> the exceedances that its features stop at, for those that have no corrected p."""
+    found = {step.where: step.params["permutation"]["stopping"] for step in bench.plan.steps if step.stage in _TESTS}
+    return {where: n_exceed for where, n_exceed in found.items() if n_exceed != "none"}
 
 
 def _known(value: float) -> float | None:

@@ -10,6 +10,7 @@ from kconn.errors import KconnError
 from kconn.inference import permutation_test
 from kconn.io import designs
 from kconn.kernels.clusters import Tfce, network_pairs
+from kconn.kernels.sequential import Sequential
 from kconn.rehearsal import rehearse_test
 from kconn.study import ContrastTable
 
@@ -70,6 +71,7 @@ def directly(**options):
         ({"variance_groups": "group"}, {"variance_groups": PEOPLE.group}),
         ({"sign_flip": "both"}, {"sign_flip": "both"}),
         ({"regression": "dekker", "tail": "gpd"}, {"regression": "dekker", "tail": "gpd"}),
+        ({"stopping": 4}, {"stopping": Sequential(n_exceed=4)}),
         ({"statistic": "nbs", "threshold": 1.0}, {"statistic": "nbs", "threshold": 1.0}),
         (
             {"statistic": "tfce", "tfce_height": 1.5, "tfce_step": "map", "convention": "palm"},

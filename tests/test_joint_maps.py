@@ -31,6 +31,17 @@ def test_of(values, **options):
 test_of.__test__ = False
 
 
+def test_correct_over_nodes__of_refitted_maps_compares_z(maps):
+    results = [test_of(maps[:, i], missing="refit") for i in range(2)]
+    joint = correct_over_nodes(results)
+    whole = test_of(maps[:, :2].reshape(N_OBS, -1)[:, :N_VOXEL], missing="refit")
+    np.testing.assert_array_equal(correct_over_nodes([whole])["p_fwe_nodes"][0], whole["p_fwe"])
+    z = np.concatenate([np.abs(ds["zstat"]) for ds in results])
+    highest = joint["max_stat"].to_numpy()
+    expected = (highest[:, None] >= z * (1 - 1e-9)).mean(axis=0)
+    np.testing.assert_array_equal(joint["p_fwe_nodes"].to_numpy().ravel(), expected)
+
+
 @pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
 def test_correct_over_nodes__equals_one_test_of_all_maps(maps, alternative):
     joint = correct_over_nodes([test_of(maps[:, i], alternative=alternative) for i in range(3)])

@@ -10,6 +10,7 @@ import xarray as xr
 from kconn.design import Hypothesis, build_test
 from kconn.errors import SchemaError
 from kconn.inference import permutation_test
+from kconn.kernels.sequential import Sequential
 from kconn.report import (
     ReportData,
     describe_contrast,
@@ -330,8 +331,13 @@ SUBJECTS_WHOLE = -np.repeat(np.arange(1, 17), 2)
             ["edges of a component", "Zalesky", "threshold 1", "cluster"],
         ),
         (CHANGE, {"fdr": "bky", "regression": "dekker"}, ["two-stage", "after Dekker", "regression dekker"]),
+        (
+            CHANGE,
+            {"stopping": Sequential(n_exceed=5)},
+            ["false discovery rate < .05", "until 5 of them", "at most 200", "Besag", "stopping at 5 as extreme"],
+        ),
     ],
-    ids=["f-test", "interaction", "repeated", "design", "nbs", "options"],
+    ids=["f-test", "interaction", "repeated", "design", "nbs", "options", "stopping"],
 )
 def test_render_report__reads_well_for_every_design_and_option(data, cohort, people, hypothesis, options, said):
     contrast = make_contrast(cohort, people, hypothesis, **options)

@@ -98,6 +98,17 @@ def test_read_study__names_the_nearest_key(tmp_path, text, key, near):
             "contrasts.c",
             "not both",
         ),
+        ("[permutation]\nstopping = 0", "permutation.stopping", "got 0"),
+        (
+            "[permutation]\nstopping = 9\ntail = 'gpd'\n[contrasts.c]\ntest = 'one-sample'",
+            "the file",
+            "does not go with tail = 'gpd'",
+        ),
+        (
+            "[contrasts.c]\ntest = 'one-sample'\nstopping = 9\nstatistic = 'tfce'\nmissing = 'refit'",
+            "the file",
+            "'tfce' and missing = 'refit'",
+        ),
         ("[permutation]\nstatistic = 'edges'", "permutation.statistic", "'nbs'"),
         ("[permutation]\nneighbours = 8", "permutation.neighbours", "18"),
         ("schema_version = 2\n", "the file", ""),

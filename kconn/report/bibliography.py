@@ -29,6 +29,10 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         "NeuroImage 2007;37:90-101.",
         doi="10.1016/j.neuroimage.2007.04.042",
     ),
+    "besag": Reference(
+        text="Besag, Clifford. Sequential Monte Carlo p-values. Biometrika 1991;78:301-304.",
+        doi="10.1093/biomet/78.2.301",
+    ),
     "bky": Reference(
         text="Benjamini, Krieger, Yekutieli. Adaptive linear step-up procedures that control the false discovery rate. "
         "Biometrika 2006;93:491-507.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -75,12 +75,24 @@ class TestedContrast:
     @property
     def n_perm(self) -> int:
         """Relabellings that were used, the identity included."""
+        if self.stops_early:
+            return int(self.fact("n_permutations", 0))
         return int(np.isfinite(self.result["max_stat"].to_numpy()).sum())
 
     @property
     def n_tested(self) -> int:
         """Edges that have a p-value."""
-        return int(np.isfinite(self.result["p_fwe"].to_numpy()).sum())
+        return int(np.isfinite(self.result[self.deciding_p].to_numpy()).sum())
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether edges stopped by themselves, at their own relabelling: then nothing is known of maxima."""
+        return self.fact("n_exceed", None) is not None
+
+    @property
+    def deciding_p(self) -> str:
+        """Which p makes an edge significant: ``p_fwe``, or ``p_fdr`` where edges stopped by themselves."""
+        return "p_fdr" if self.stops_early else "p_fwe"
 
     @property
     def stat_kind(self) -> str:
@@ -99,8 +111,8 @@ class TestedContrast:
         return self.result[name].item() if name in self.result.coords and self.result[name].ndim == 0 else default
 
     def significant(self, alpha: float) -> BoolArray:
-        """Return which edges have ``p_fwe < alpha``: ``(edge,)``."""
-        return np.asarray(self.result["p_fwe"].to_numpy() < alpha)
+        """Return which edges have a `deciding_p` below ``alpha``: ``(edge,)``."""
+        return np.asarray(self.result[self.deciding_p].to_numpy() < alpha)
 
     def towards(self) -> npt.NDArray[np.float64]:
         """Return the statistic in the direction that was tested, ``(edge,)``: what ``max_stat`` is the maximum of."""
@@ -167,7 +179,7 @@ class ReportData:
     group
         Column of ``participants`` that splits the tables, or None.
     alpha
-        Threshold for ``p_fwe``.
+        Threshold for the p that decides.
     notes
         Anything else that a reader must know, one sentence each.
     exclusions
@@ -304,7 +316,7 @@ def edge_table(contrast: TestedContrast) -> pd.DataFrame:
     """Return one row per tested edge, the most significant first.
 
     Columns ``edge`` (position), ``node_i node_j effect stat dof cohen_d partial_r p_unc p_fwe p_fdr
-    p_fwe_joint cluster``, NaN where the test has none, and, for simulated data, ``planted``.
+    p_fwe_joint cluster n_used``, NaN where the test has none, and, for simulated data, ``planted``.
     """
     result = contrast.result
     table = pd.DataFrame(
@@ -314,13 +326,21 @@ def edge_table(contrast: TestedContrast) -> pd.DataFrame:
             "node_j": result["node_j"].to_numpy().astype(str),
         }
     )
-    for name in ("effect", "stat", "dof", "cohen_d", "partial_r", "p_unc", "p_fwe", "p_fdr", "p_fwe_joint", "cluster"):
+    for name in _EDGE_COLUMNS:
         values = result[name].to_numpy() if name in result else np.full(len(table), np.nan)
         table[name] = np.broadcast_to(values, len(table)).astype(np.float64)
     table["planted"] = _planted_sign(contrast) != 0
-    table = table[np.isfinite(table["p_fwe"])]
-    table = table.assign(size=-np.abs(table["stat"])).sort_values(["p_fwe", "size", "edge"], kind="stable")
+    table = table[np.isfinite(table[contrast.deciding_p])]
+    # Adjusted p of the false discovery rate are often equal.
+    first = ["p_fdr", "p_unc"] if contrast.stops_early else ["p_fwe"]
+    table = table.assign(size=-np.abs(table["stat"])).sort_values([*first, "size", "edge"], kind="stable")
     return pd.DataFrame(table.drop(columns="size").reset_index(drop=True))
+
+
+_EDGE_COLUMNS: Final = (
+    *("effect", "stat", "dof", "cohen_d", "partial_r"),
+    *("p_unc", "p_fwe", "p_fdr", "p_fwe_joint", "cluster", "n_used"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,7 +367,7 @@ def recover_truth(contrast: TestedContrast, *, alpha: float) -> Recovery:
     contrast
         With ``planted``; without, nothing counts as planted.
     alpha
-        Threshold for ``p_fwe``.
+        Threshold for the p that decides.
     """
     sign = _planted_sign(contrast)
     significant = contrast.significant(alpha)

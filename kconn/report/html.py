@@ -282,7 +282,7 @@ def _networks(data: ReportData, node_set: str) -> list[str]:
 
 def _section(contrast: TestedContrast, data: ReportData, i_section: int) -> ContrastSection:
     table = edge_table(contrast)
-    significant = table[table["p_fwe"] < data.alpha]
+    significant = table[table[contrast.deciding_p] < data.alpha]
     found = len(significant) > 0
     shown = significant.head(MAX_ROWS) if found else table.head(N_STRONGEST)
     panels = shown.head(MAX_PANELS)
@@ -291,7 +291,10 @@ def _section(contrast: TestedContrast, data: ReportData, i_section: int) -> Cont
     # A picture of connections that are not significant would be remembered without the word "not".
     brain, view = _draw_connectome(contrast, significant, data, name) if found else (Markup(), "")
     dots = figures.plot_observations(contrast, panels)
-    null = figures.plot_null(contrast, found=contrast.significant(data.alpha), threshold=threshold)
+    null = Markup()
+    if not contrast.stops_early:
+        drawn = figures.plot_null(contrast, found=contrast.significant(data.alpha), threshold=threshold)
+        null = inline_svg(drawn, name=f"{name}-null", alt="Histogram of the maximum statistic of every relabelling.")
     words = "significant connections" if found else f"{N_STRONGEST} strongest connections, none of them significant"
     return ContrastSection(
         anchor=name,
@@ -307,7 +310,7 @@ def _section(contrast: TestedContrast, data: ReportData, i_section: int) -> Cont
         panels=inline_svg(dots, name=f"{name}-dots", alt=f"Every subject behind the {words}."),
         panels_caption=_panels_caption(contrast, len(panels), len(significant) if found else len(shown), found=found),
         legend=tuple((level, group_colour(level, contrast.levels)) for level in contrast.levels if level),
-        null=inline_svg(null, name=f"{name}-null", alt="Histogram of the maximum statistic of every relabelling."),
+        null=null,
         null_caption=_null_caption(contrast, threshold, data.alpha, found=found),
         facts=_facts(contrast),
         recovery=None if contrast.planted is None else recover_truth(contrast, alpha=data.alpha),
@@ -317,6 +320,7 @@ def _section(contrast: TestedContrast, data: ReportData, i_section: int) -> Cont
 def _columns(contrast: TestedContrast) -> tuple[str, ...]:
     standardised = "partial r" if contrast.by_partial_r else "Cohen's d"
     more = ("p FWE joint",) if "p_fwe_joint" in contrast.result else ()
+    last = ("relabellings",) if contrast.stops_early else ("p FWE", *more)
     first = ("cluster",) if "cluster" in contrast.result else ()
     return (
         *first,
@@ -326,15 +330,15 @@ def _columns(contrast: TestedContrast) -> tuple[str, ...]:
         standardised,
         "p",
         "p FDR",
-        "p FWE",
-        *more,
+        *last,
     )
 
 
 def _edge_rows(contrast: TestedContrast, table: pd.DataFrame) -> list[EdgeRow]:
     digits = {"effect": 3, "stat": 2, "dof": 0, "partial_r" if contrast.by_partial_r else "cohen_d": 2}
     digits = {**({"cluster": 0} if "cluster" in contrast.result else {}), **digits}
-    printed = ("p_unc", "p_fdr", "p_fwe", *(("p_fwe_joint",) if "p_fwe_joint" in contrast.result else ()))
+    corrected = [name for name in ("p_fwe", "p_fwe_joint") if name in contrast.result and not contrast.stops_early]
+    printed = ("p_unc", "p_fdr", *corrected)
     rows = []
     for _, edge in table.iterrows():
         cells = [
@@ -342,6 +346,8 @@ def _edge_rows(contrast: TestedContrast, table: pd.DataFrame) -> list[EdgeRow]:
         ]
         for name in printed:
             cells += [(format_p(float(edge[name]), n_perm=contrast.n_perm), float(edge[name]))]
+        if contrast.stops_early:
+            cells += [(f"{int(edge['n_used']):,}", float(edge["n_used"]))]
         rows.append(
             EdgeRow(
                 node_i=str(edge["node_i"]),
@@ -354,19 +360,18 @@ def _edge_rows(contrast: TestedContrast, table: pd.DataFrame) -> list[EdgeRow]:
 
 
 def _table_caption(contrast: TestedContrast, significant: pd.DataFrame, table: pd.DataFrame, *, alpha: float) -> str:
+    p = "p FDR" if contrast.stops_early else "p FWE"
     if len(significant) == 0:
-        lowest = format_p(float(table["p_fwe"].min()), n_perm=contrast.n_perm)
+        lowest = format_p(float(table[contrast.deciding_p].min()), n_perm=contrast.n_perm)
         return (
-            f"No connection reached p FWE < {format_alpha(alpha)}; the smallest is {lowest}. These are the "
+            f"No connection reached {p} < {format_alpha(alpha)}; the smallest is {lowest}. These are the "
             f"{min(N_STRONGEST, len(table))} strongest of {count(len(table), 'connection')}, none of them significant."
         )
     if len(significant) > MAX_ROWS:
         return (
             f"The {MAX_ROWS} most significant of {count(len(significant), 'connection')}; the store holds all of them."
         )
-    return (
-        f"All {count(len(significant), 'connection')} with p FWE < {format_alpha(alpha)}, the most significant first."
-    )
+    return f"All {count(len(significant), 'connection')} with {p} < {format_alpha(alpha)}, the most significant first."
 
 
 def _draw_connectome(contrast: TestedContrast, edges: pd.DataFrame, data: ReportData, name: str) -> tuple[Markup, str]:
@@ -404,6 +409,13 @@ def _panels_caption(contrast: TestedContrast, n_shown: int, n_all: int, *, found
 
 def _null_caption(contrast: TestedContrast, threshold: float, alpha: float, *, found: bool) -> str:
     side = SIDES[contrast.alternative] if contrast.is_directed else "all directions"
+    if contrast.stops_early:
+        return (
+            f"Each connection was compared with relabellings until {contrast.fact('n_exceed', 0)} of them were at "
+            "least as extreme as what was observed. Of connections that stopped nothing more is known, so there is no "
+            "distribution of the largest statistic and no p corrected for family-wise error; a connection is "
+            f"significant at a false discovery rate below {format_alpha(alpha)} ({side})."
+        )
     start = f"The largest statistic over all connections in each of {count(contrast.n_perm, 'relabelling')}."
     if not np.isfinite(threshold):
         return f"{start} With so few, no p can fall below {format_alpha(alpha)}."
@@ -421,7 +433,7 @@ def _facts(contrast: TestedContrast) -> Table:
         ("model", f"~ {contrast.hypothesis.formula}"),
         ("sessions" if contrast.hypothesis.per_session else "subjects", str(contrast.observed.sizes["observation"])),
         ("connections tested", f"{contrast.n_tested:,} of {contrast.result.sizes['edge']:,}"),
-        ("relabellings", f"{contrast.n_perm:,}{exhaustive}"),
+        ("relabellings", f"{'at most ' if contrast.stops_early else ''}{contrast.n_perm:,}{exhaustive}"),
         ("sidedness", SIDES[contrast.alternative] if contrast.is_directed else "none: all directions"),
         *_options(contrast),
         ("seed", str(contrast.fact("seed", DASH))),
@@ -446,6 +458,7 @@ def _options(contrast: TestedContrast) -> list[tuple[str, str]]:
         for key, default in usual.items()
         if contrast.fact(key, default) != default
     }
+    shown |= {"stopping": f"at {contrast.fact('n_exceed', 0)} as extreme"} if contrast.stops_early else {}
     shown |= {"corrected over contrasts": "yes"} if "p_fwe_joint" in contrast.result else {}
     return [(key, value) for key, value in shown.items() if value]
 

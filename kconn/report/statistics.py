@@ -41,9 +41,8 @@ def write_statistics(contrasts: Sequence[TestedContrast], alpha: float, bibliogr
     shared = (
         f"Each connection was tested in a linear model{formula} by {how}, with "
         f"{join(f'{number:,}' for number in numbers)} relabellings, the identity included; the smallest possible p is "
-        f"therefore 1/{numbers[0]:,}{bibliography.cite('phipson')}.{every} Family-wise error over all connections of a "
-        f"test was controlled by the distribution of the maximum statistic{bibliography.cite('nichols')}; a connection "
-        f"counts as significant at p < {format_alpha(alpha)}{sided}. The uncorrected p and the false "
+        f"therefore 1/{numbers[0]:,}{bibliography.cite('phipson')}.{every} {_decision(contrasts, bibliography)} "
+        f"{format_alpha(alpha)}{sided}. The uncorrected p and the false "
         f"discovery rate of Benjamini and Hochberg{bibliography.cite('benjamini')}{two_stage} are given beside it, and "
         f"{_standardised(contrasts)} as a standardised effect{bibliography.cite('lakens')}."
     )
@@ -51,6 +50,16 @@ def write_statistics(contrasts: Sequence[TestedContrast], alpha: float, bibliogr
     for contrast in {contrast.name: contrast for contrast in contrasts}.values():
         sentences += _particular(contrast, bibliography)
     return " ".join(sentences)
+
+
+def _decision(contrasts: Sequence[TestedContrast], bibliography: Bibliography) -> str:
+    """Return the rule, up to the number that p is compared with."""
+    if all(contrast.stops_early for contrast in contrasts):
+        return "A connection counts as significant at a false discovery rate below"
+    return (
+        "Family-wise error over all connections of a test was controlled by the distribution of the maximum statistic"
+        f"{bibliography.cite('nichols')}; a connection counts as significant at p <"
+    )
 
 
 def _relabellings(contrasts: Sequence[TestedContrast], bibliography: Bibliography) -> list[str]:
@@ -97,6 +106,11 @@ def _particular(contrast: TestedContrast, bibliography: Bibliography) -> list[st
         said.append(f"takes small p from a generalised Pareto tail{bibliography.cite('winkler-tail')}")
     if str(contrast.fact("missing", "exclude")) == "refit":
         said.append("tests a connection without data in some observation in the others")
+    if contrast.stops_early:
+        said.append(
+            f"compares a connection until {contrast.fact('n_exceed', 0)} relabellings were at least as extreme"
+            f"{bibliography.cite('besag')}, so that its decision is by the false discovery rate, not family-wise error"
+        )
     if "p_fwe_joint" in contrast.result:
         said.append("is corrected over all contrasts of its design as well")
     return [f"The test {contrast.name} {join(said)}."] if said else []

@@ -50,7 +50,8 @@ def headline(contrast: TestedContrast, *, alpha: float) -> str:
     significant = contrast.significant(alpha)
     n_found, n_tested = int(significant.sum()), contrast.n_tested
     side = SIDES[contrast.alternative] if contrast.is_directed else f"{contrast.stat_kind}, all directions"
-    rule = f"family-wise error corrected p < {format_alpha(alpha)}, {side}"
+    decides = "false discovery rate" if contrast.stops_early else "family-wise error corrected p"
+    rule = f"{decides} < {format_alpha(alpha)}, {side}"
     none, some, rise, fall = _phrases(contrast)
     if n_found == 0:
         return f"No connection {none} after correction for {count(n_tested, 'connection')} ({rule})."
@@ -122,7 +123,7 @@ def effect_unit(contrast: TestedContrast) -> str:
 
 
 def critical_value(contrast: TestedContrast, *, alpha: float) -> float:
-    """Return the lowest statistic that has ``p_fwe < alpha``; NaN if there are too few relabellings for any."""
+    """Return the lowest statistic that has ``p_fwe < alpha``; NaN if too few maxima are known for any."""
     null = np.sort(contrast.result["max_stat"].to_numpy()[np.isfinite(contrast.result["max_stat"].to_numpy())])[::-1]
     # k relabellings may reach it: k / n_perm < alpha. The slack keeps 0.05 * 5000 at 250.
     k = math.ceil(alpha * len(null) - 1e-9) - 1

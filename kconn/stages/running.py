@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from kconn.checkpoint import SEEN, Checkpoint
+from kconn.hypotheses import TESTED
 from kconn.io import checkpoints
 from kconn.kernels.tallies import TAILS
 from kconn.kernels.thresholds import Threshold, estimate_threshold
@@ -19,25 +20,30 @@ from kconn.plan import Step
 #: Family-wise error rate of the threshold that is shown, and coverage of its limits.
 ALPHA: Final = 0.05
 LEVEL: Final = 0.95
+_UNKNOWN: Final = Threshold(value=np.nan, lower=-np.inf, upper=np.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A contrast whose result is not there yet.
+    """A contrast whose result is not there yet, or one pattern of missing observations of it.
 
     Attributes
     ----------
     where
-        The contrast.
+        The contrast, with its name where several are tested under one design.
+    part
+        The pattern, in words; empty where all features are tested together.
     n_done, n_perm
         Relabellings finished and in all, the identity counted as one.
     threshold
-        What a statistic must reach for a corrected p of at most `ALPHA`, after those that are finished.
+        What a statistic must reach for a corrected p of at most `ALPHA`, after those that are finished. Nothing is
+        known of it while patterns are tested one after the other: the maximum is over all of them.
     last
         When the last range was finished, in seconds since 1970.
     """
 
     where: str
+    part: str
     n_done: int
     n_perm: int
     threshold: Threshold
@@ -45,10 +51,11 @@ class Running:
 
     def __str__(self) -> str:
         """``6,000 of 50,000 permutations; corrected p <= 0.05 from 4.41 on (4.37 to 4.46)``."""
+        part = f"{self.part}: " if self.part else ""
         at = self.threshold
         seen = "" if np.isnan(at.value) else f"; corrected p <= {ALPHA} from {at.value:.3g} on"
         limits = f" ({at.lower:.3g} to {at.upper:.3g})" if seen and np.isfinite([at.lower, at.upper]).all() else ""
-        return f"{self.n_done:,} of {self.n_perm:,} permutations{seen}{limits}"
+        return f"{part}{self.n_done:,} of {self.n_perm:,} permutations{seen}{limits}"
 
 
 def bind_checkpoint(root: Path, step: Step) -> Checkpoint:
@@ -76,10 +83,12 @@ def _read_running(folder: Path, names: Mapping[str, float], step: Step) -> Runni
         return None
     i_tail = TAILS.index(step.params["permutation"]["alternative"])
     max_stat = np.concatenate([kept[0]["identity"][[i_tail]], *(arrays["max_stat"][i_tail] for arrays in kept)])
+    name, part = str(kept[0]["name"]), str(kept[0]["part"])
     return Running(
-        where=step.where,
+        where=step.where if name == TESTED else f"{step.where}: {name}",
+        part=part,
         n_done=max_stat.size,
         n_perm=int(kept[0]["n_perm"]),
-        threshold=estimate_threshold(max_stat, alpha=ALPHA, level=LEVEL),
+        threshold=_UNKNOWN if part else estimate_threshold(max_stat, alpha=ALPHA, level=LEVEL),
         last=max(names.values()),
     )
