@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from kconn import stages
@@ -163,61 +162,6 @@ def _kill_at_random_moments(tmp_path, n_kills, undisturbed, killed, count):
     assert len(set(counts)) > n_kills // 4
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("victim", ["all", "worker"])
-def test_contrast__killed_at_random_moments_on_two_workers(tmp_path, victim):
-    """Kill the command with its workers, or one worker of it, at moments drawn over the test of a contrast."""
-    rng = np.random.default_rng(11)
-    whole, study = tmp_path / "whole" / "study.toml", tmp_path / "killed" / "study.toml"
-    small_study(whole.parent, n_subjects_per_group=6, permutation={"n_perm": 20_000})
-    _run(whole, 0)
-    _forget_contrast(whole)
-    shutil.copytree(whole.parent, study.parent)
-    _run(whole, 0)
-    finished, n_kill = {}, 0
-    while n_kill < 4:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _IN_SHORT_RANGES, "run", str(study), "--workers", "2"],
-            cwd=ROOT,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wanted = len(finished) + int(rng.integers(1, 6))
-        while process.poll() is None and len(_ranges(study)) < wanted:
-            time.sleep(0.005)
-        time.sleep(float(rng.uniform(0, 0.1)))
-        if process.poll() is not None:
-            break
-        if victim == "all":
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            now = _ranges(study)
-            assert finished.items() <= now.items()
-            finished, n_kill = now, n_kill + 1
-            continue
-        for _ in range(2):
-            workers = [
-                child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())
-            ]
-            workers[int(rng.integers(len(workers)))].kill()
-            n_kill += 1
-            time.sleep(float(rng.uniform(0.5, 2)))
-        assert process.wait() == 0
-        break
-    print(json.dumps({"victim": victim, "kills": n_kill, "ranges at the last kill": len(finished)}))  # noqa: T201
-    assert n_kill >= 2
-    _run(study, 2)
-    assert not _ranges(study)
-    assert _digest(study) == _digest(whole)
-
-
-#: The command with tests cut as large ones are; workers do as they are told and need not know.
-_IN_SHORT_RANGES = (
-    "import sys; from kconn.kernels import tasks; tasks.TASK_FLOPS = {'float64': 1e4, 'float32': 1e4}; "
-    "from kconn.cli import main; sys.exit(main(sys.argv[1:]))"
-)
 _SHORT_RANGES = {"kconn.kernels.tasks.TASK_FLOPS": {"float64": 1e4, "float32": 1e4}}
 _CONTRAST = Address(path="contrasts/sim/corr/groups", step="test")
 _SMALL_ROWS = {"kconn.chunks.ROW_BYTES": 1000, "kconn.stages.run._STREAM_BYTES": 1}
