@@ -162,6 +162,52 @@ def _kill_at_random_moments(tmp_path, n_kills, undisturbed, killed, count):
     assert len(set(counts)) > n_kills // 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_contrast__killed_at_random_moments_on_two_workers(shell, tmp_path, count):
+    """Kill the command with its workers at moments drawn over the test of a contrast."""
+    rng = np.random.default_rng(11)
+    whole, study = tmp_path / "whole" / "study.toml", tmp_path / "killed" / "study.toml"
+    small_study(whole.parent, n_subjects_per_group=6, permutation={"n_perm": 20_000})
+    assert shell("run", whole, "--workers", "0").code == 0
+    _forget_contrast(whole)
+    shutil.copytree(whole.parent, study.parent)
+    assert shell("run", whole, "--workers", "0").code == 0
+    finished = {}
+    for _ in range(4):
+        process = _start_in_short_ranges(study)
+        wanted = len(finished) + int(rng.integers(1, 6))
+        while process.poll() is None and len(_ranges(study)) < wanted:
+            time.sleep(0.005)
+        time.sleep(float(rng.uniform(0, 0.1)))
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        now = _ranges(study)
+        assert finished.items() <= now.items()
+        finished = now
+        count(kills_within_a_step=1, finished_ranges=len(finished))
+    assert _start_in_short_ranges(study).wait(timeout=600) == 0
+    assert not _ranges(study)
+    assert _digest(study) == _digest(whole)
+
+
+def _start_in_short_ranges(study):
+    """Start the command on two workers in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _IN_SHORT_RANGES, "run", str(study), "--workers", "2"],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+#: The command with tests cut as large ones are; workers do as they are told and need not know.
+_IN_SHORT_RANGES = (
+    "import sys; from kconn.kernels import tasks; tasks.TASK_FLOPS = {'float64': 1e4, 'float32': 1e4}; "
+    "from kconn.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 _SHORT_RANGES = {"kconn.kernels.tasks.TASK_FLOPS": {"float64": 1e4, "float32": 1e4}}
 _CONTRAST = Address(path="contrasts/sim/corr/groups", step="test")
 _SMALL_ROWS = {"kconn.chunks.ROW_BYTES": 1000, "kconn.stages.run._STREAM_BYTES": 1}
