@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.study import embedded_server, run_study
+from flows.server import embedded_server
+from flows.study import run_study
 from kconn.cli import EXIT_DONE, EXIT_USAGE, guarded
 from kconn.report.study import recover_planted
 from kconn.scaffold import write_simulated_study

@@ -14,6 +14,7 @@ from distributed.client import FutureCancelledError
 from kconn import stages
 from kconn.errors import KconnError, ResourceError
 from kconn.io.store import Address
+from kconn.overdue import OVERDUE, stop_work
 from kconn.plan import Plan, Step
 from kconn.stages import Job, Outcome
 
@@ -30,6 +31,8 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+#: Stage -> how Dask's dashboard groups its tasks, where not by the name of the stage.
+TASK_GROUPS: Final = {"nodes": "connect-nodes", "netmat": "connect-netmat"}
 #: Chains that must kill a worker on their own before the machine is held too small for all.
 _ENOUGH: Final = 2
 
@@ -117,11 +120,24 @@ def _run_cohort(jobs: Iterable[Job], client: Client | None, listen: Listener) ->
             listen(_event(job, "skipped"))
             continue
         try:
-            _timed(job, listen, partial(stages.run_job, job, scheduler=client or "threads"))
+            _timed(job, listen, partial(_run_over, client, job))
         except KconnError as error:
             missing.add(job.step.address)
             errors.append(error)
     return errors
+
+
+def _run_over(client: Client | None, job: Job) -> Outcome:
+    """Run one job here, the tasks inside it on workers; what befell these is told as it is for steps of runs."""
+    try:
+        return stages.run_job(job, scheduler=client or "threads")
+    except KconnError as error:
+        if isinstance(error.__cause__, FutureCancelledError):
+            overdue = error.__cause__.reason == OVERDUE
+            raise (_overdue(job) if overdue else _lost(job, error.__cause__)) from error
+        if isinstance(error.__cause__, KilledWorker):
+            raise _killed(job, error.__cause__) from error
+        raise
 
 
 def _timed(job: Job, listen: Listener, call: Callable[[], Outcome]) -> None:
@@ -164,8 +180,7 @@ def _submit(
     for priority, chain in enumerate(chains):
         before: Future[Any] | None = None
         for job in chain:
-            # No subject label in a key: the dashboard shows them to whoever can open it.
-            key = f"{job.step.stage}-{job.step.key}{'-again' if is_last_try else ''}"
+            key = _task_key(job.step, again=is_last_try)
             before = client.submit(_run_after, before, job, key=key, priority=-priority, pure=False)
             futures[before] = job
     errors = []
@@ -180,10 +195,15 @@ def _submit(
             if error is not None:
                 errors.append(error)
     except BaseException:
-        client.cancel(list(futures))
+        stop_work(client, list(futures))
         raise
     left = [[job for job in chain if job.step.address in lost] for chain in chains]
     return errors, [chain for chain in left if chain]
+
+
+def _task_key(step: Step, *, again: bool) -> str:
+    """Return what Dask's dashboard calls a step: a name of its stage, no subject label, and what tells it apart."""
+    return f"{TASK_GROUPS.get(step.stage, step.stage)}-{step.key}{'-again' if again else ''}"
 
 
 def _run_after(before: Mapping[str, Any] | None, job: Job) -> dict[str, Any]:
@@ -206,26 +226,50 @@ def _report(future: Future[Any], job: Job, listen: Listener) -> KconnError | Non
         if killed.task != future.key:  # the step before it killed the worker
             listen(_event(job, "skipped"))
             return None
-        error = ResourceError(
-            "E-WORKER",
-            f"{killed.allowed_failures + 1} workers died at {job.step.stage}",
-            where=job.step.where,
-            rule=f"a worker needs about {job.step.estimate.memory / 1e6:.0f} MB for this step",
-            fix="give each worker more memory (fewer workers, or a larger limit) and run again",
-        )
+        error = _killed(job, killed)
         result = {"outcome": "failed", "seconds": 0.0, "error": error}
-    except (FutureCancelledError, OSError) as lost:
-        error = ResourceError(
-            "E-WORKER",
-            f"the scheduler was lost at {job.step.stage}: {lost}",
-            where=job.step.where,
-            rule="the scheduler lives as long as the run",
-            fix="run again: finished steps are kept",
-        )
+    except FutureCancelledError as lost:
+        if lost.reason == OVERDUE and lost.msg != future.key:  # the step before it took too long
+            listen(_event(job, "skipped"))
+            return None
+        error = _overdue(job) if lost.reason == OVERDUE else _lost(job, lost)
+        result = {"outcome": "failed", "seconds": 0.0, "error": error}
+    except OSError as lost:
+        error = _lost(job, lost)
         result = {"outcome": "failed", "seconds": 0.0, "error": error}
     error = result["error"]
     listen(_event(job, result["outcome"], result["seconds"], str(error or "")))
     return error
+
+
+def _killed(job: Job, killed: KilledWorker) -> ResourceError:
+    return ResourceError(
+        "E-WORKER",
+        f"{killed.allowed_failures + 1} workers died at {job.step.stage}",
+        where=job.step.where,
+        rule=f"a worker needs about {job.step.estimate.memory / 1e6:.0f} MB for this step",
+        fix="give each worker more memory (fewer workers, or a larger limit) and run again",
+    )
+
+
+def _lost(job: Job, error: BaseException) -> ResourceError:
+    return ResourceError(
+        "E-WORKER",
+        f"the scheduler was lost at {job.step.stage}: {error}",
+        where=job.step.where,
+        rule="the scheduler lives as long as the run",
+        fix="run again: finished steps are kept",
+    )
+
+
+def _overdue(job: Job) -> ResourceError:
+    return ResourceError(
+        "E-WORKER",
+        f"{job.step.stage} took longer than it may and was stopped",
+        where=job.step.where,
+        rule="a step ends within the time that the run was started with",
+        fix="look whether the disk or the worker is slow, allow more minutes per step, and run again",
+    )
 
 
 def _event(job: Job, outcome: Any, seconds: float = 0.0, detail: str = "") -> Event:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,8 +114,15 @@ class Survey:
             raise first_of(self.problems)
 
 
-def survey_study(study: Study) -> Survey:
+def survey_study(study: Study, *, without: Collection[str] = ()) -> Survey:
     """Look at every input of a study without computing anything.
+
+    Parameters
+    ----------
+    study
+        The study file.
+    without
+        Places of runs that are treated as if they were not there (yet), such as ``sub-01/ses-1/run-1``.
 
     Raises
     ------
@@ -123,7 +130,7 @@ def survey_study(study: Study) -> Survey:
         Where nothing can be said at all: no run was found. All else is in ``problems``.
     """
     problems: list[KconnError] = []
-    runs = find_runs(study)
+    runs = [run for run in find_runs(study) if run.where not in without]
     found = tuple(runs)
     participants, sessions = tables.bare_rows(run.subject for run in runs), None
     with _collected(problems):

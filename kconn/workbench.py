@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class Workbench:
         return [step for step in self.plan.steps if not store.is_published(root, step.address, step.key)]
 
 
-def prepare(path: str | Path, *, rehash: bool = False) -> Workbench:
+def prepare(path: str | Path, *, rehash: bool = False, without: Collection[str] = ()) -> Workbench:
     """Read a study file, look at all its inputs and make the plan; nothing is computed.
 
     Parameters
@@ -45,6 +45,8 @@ def prepare(path: str | Path, *, rehash: bool = False) -> Workbench:
         The study file.
     rehash
         Read every input again instead of trusting size and time of change.
+    without
+        Places of runs that are treated as if they were not there (yet).
 
     Raises
     ------
@@ -52,7 +54,7 @@ def prepare(path: str | Path, *, rehash: bool = False) -> Workbench:
         The first problem, before any compute.
     """
     study = read_study(path)
-    survey = survey_study(study)
+    survey = survey_study(study, without=without)
     survey.refuse_problems()
     return Workbench(study=study, survey=survey, plan=make_plan(study, survey, rehash=rehash))
 

@@ -1,0 +1,69 @@
+"""Stop what takes too long on workers: the one way that ends a thread which computes is to end its process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from distributed import Client, Future
+
+#: Reason with which the future of a step is cancelled that computed for too long; the message is its key.
+OVERDUE: Final = "overdue"
+#: Looks at the workers while one step may take its time.
+_LOOKS: Final = 50
+
+
+@contextmanager
+def watched(client: Client | None, seconds: float | None) -> Iterator[None]:
+    """Stop every task of a client that computes for longer than some seconds; time in a queue does not count.
+
+    Without a client nothing is watched: what computes in this process cannot be stopped from within.
+    """
+    if client is None or seconds is None:
+        yield
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_watch, args=(client, seconds, done), name="kconn-overdue", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def stop_work(client: Client, futures: Sequence[Future[Any]] | None = None, *, reason: str = "stopped") -> None:
+    """Cancel futures, or all that a client waits for, and start anew the workers that compute them.
+
+    Whoever cancels gives the store away next: nothing may go on writing to it unseen.
+    """
+    keys = {future.key for future in futures} if futures is not None else set(client.futures)
+    busy = [worker for worker, tasks in _computing(client).items() if keys & set(tasks)]
+    stopped = [Future(key, client) for key in keys] if futures is None else list(futures)
+    for future in stopped:
+        client.cancel([future], reason=reason, msg=str(future.key))
+    if busy:
+        client.restart_workers(busy, raise_for_error=False)
+
+
+def _watch(client: Client, seconds: float, done: threading.Event) -> None:
+    since: dict[str, float] = {}
+    while not done.wait(min(max(seconds / _LOOKS, 0.2), 30.0)):
+        try:
+            computing = {key for keys in _computing(client).values() for key in keys}
+            now = time.monotonic()
+            since = {key: since.get(key, now) for key in computing}
+            for key in [key for key, start in since.items() if now - start > seconds]:
+                stop_work(client, [Future(key, client)], reason=OVERDUE)
+        except (OSError, TimeoutError, ValueError):
+            # The scheduler is away. Whoever waits for a step is told so by its future.
+            continue
+
+
+def _computing(client: Client) -> dict[str, list[str]]:
+    """Return worker -> keys that its threads are at; what waits in a queue is not among them."""
+    stacks = client.call_stack(keys=list(client.futures))
+    return {worker: list(tasks) for worker, tasks in (stacks or {}).items()}
