@@ -25,7 +25,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell kconn flows tests docs README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell kconn flows tests docs deploy README.md CHANGELOG.md CONTRIBUTING.md
 
 format: install
 	$(BIN)/ruff format .

@@ -13,7 +13,7 @@ from flows.shell import run_from_shell
 from flows.walking import WAITING, Resources, finish, in_words, opened, walk
 from kconn.workbench import prepare
 
-STAGES: Final = ("test",)
+STAGES: Final = ("test", "map-test", "map-correction")
 
 
 @flow(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
-from distributed import Client, performance_report
+from distributed import Client
 from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
@@ -27,6 +27,7 @@ from prefect.tasks import Task
 
 from flows.announcing import Progress, tell_dashboard, tell_finished, tell_if_excluded, tell_report
 from kconn.chunks import GIB
+from kconn.cluster import cores
 from kconn.errors import KconnError, StoreError, unforeseen
 from kconn.execution import Event, run_chain, run_cohort_step
 from kconn.io import store
@@ -34,7 +35,7 @@ from kconn.overdue import stop_work, watched
 from kconn.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
 from kconn.report.study import write_study_report
 from kconn.run_log import RunLog, keep_log
-from kconn.workbench import Workbench, connected, writing
+from kconn.workbench import Workbench, connected, reported, writing
 
 #: Tasks that wait at the same time; each waits for one run on the workers.
 WAITING: Final = 32
@@ -75,12 +76,16 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What the tasks of one flow run share; it lives in this process and Prefect never stores it."""
+    """What the tasks of one flow run share; it lives in this process and Prefect never stores it.
+
+    ``here`` is held by what computes in this process: no more runs at once than it has cores.
+    """
 
     bench: Workbench
     client: Client | None
     log: RunLog
     stopping: threading.Event
+    here: threading.BoundedSemaphore
 
     def listen(self, event: Event) -> None:
         """Log a step that ended."""
@@ -117,14 +122,20 @@ def opened(bench: Workbench, resources: Resources, *, command: str) -> Iterator[
         writing(bench),
         keep_log(bench.study.store, command=command, run_id=run_id) as kept,
         connected(n_workers=resources.workers, address=resources.scheduler, n_runs=_n_chains(bench)) as client,
-        _reported(client, bench.study.report, wanted=resources.performance_report),
+        reported(client, _beside(bench) if resources.performance_report else None),
         watched(client, 60 * resources.step_minutes),
     ):
         log.info("run %s of kconn; log %s", run_id, kept.name)
         if client is not None:
             log.info("Dask dashboard: %s", client.dashboard_link)
             tell_dashboard(client, bench.pending())
-        session = Session(bench=bench, client=client, log=kept, stopping=threading.Event())
+        session = Session(
+            bench=bench,
+            client=client,
+            log=kept,
+            stopping=threading.Event(),
+            here=threading.BoundedSemaphore(cores()),
+        )
         try:
             yield session
         except BaseException:
@@ -229,7 +240,8 @@ def _refuse_other_inputs(bench: Workbench, stages: Sequence[str]) -> None:
 @in_words
 def run_one_run(session: Session, steps: Sequence[Step]) -> None:
     """Ingest, denoise and connect one run on one worker; what is published is skipped."""
-    run_chain([session.bench.bind(step) for step in steps], session.client, session.listen)
+    with session.here if session.client is None else nullcontext():
+        run_chain([session.bench.bind(step) for step in steps], session.client, session.listen)
     for step in steps:
         if step.stage == "denoise":
             tell_if_excluded(session.bench, step)
@@ -279,6 +291,12 @@ def _missing(bench: Workbench, steps: Iterable[Step]) -> list[Step]:
     return [step for step in steps if not store.is_published(root, step.address, step.key)]
 
 
+def _beside(bench: Workbench) -> Path:
+    """Return where Dask's report of the run goes: beside the study's."""
+    report = bench.study.report
+    return report.with_name(f"{report.stem}-performance.html")
+
+
 def _n_chains(bench: Workbench) -> int:
     return len({step.where for step in bench.pending()})
 
@@ -309,13 +327,3 @@ def _only_warnings(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-@contextmanager
-def _reported(client: Client | None, report: Path, *, wanted: bool) -> Iterator[None]:
-    if client is None or not wanted:
-        yield
-        return
-    path = report.with_name(f"{report.stem}-performance.html")
-    with performance_report(filename=str(path), mode="inline"):
-        yield

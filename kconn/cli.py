@@ -132,21 +132,27 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing of a study and write its report."""
-    from kconn.execution import run_plan
+    from kconn.execution import both, run_plan
     from kconn.progress import show_progress
-    from kconn.workbench import connected, prepare, writing
+    from kconn.run_log import keep_log
+    from kconn.workbench import connected, prepare, reported, writing
 
     bench = prepare(arguments.study, rehash=arguments.rehash)
     console = _console()
     with writing(bench):
         if bench.pending():
-            with connected(
-                n_workers=arguments.workers, address=arguments.scheduler, n_runs=len(bench.survey.runs)
-            ) as client:
+            with (
+                keep_log(bench.study.store, command="run") as log,
+                connected(
+                    n_workers=arguments.workers, address=arguments.scheduler, n_runs=len(bench.survey.runs)
+                ) as client,
+                reported(client, arguments.performance_report),
+            ):
+                console.print(f"run {log.run_id}, log: {log.name}", highlight=False)
                 if client is not None:
                     console.print(f"dashboard: {client.dashboard_link}", highlight=False)
                 with show_progress(console, bench.plan.steps, bench.study.store) as listen:
-                    run_plan(bench.plan, bench.bind, client=client, listen=listen)
+                    run_plan(bench.plan, bench.bind, client=client, listen=both(listen, log.listen))
         else:
             console.print(f"nothing to do: all {len(bench.plan.steps)} results are there")
         _write_report(bench)
@@ -156,11 +162,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """Print how far a study and its tests are, and which runs were left out."""
-    from kconn.summary import status_as_json, status_as_table
+    from kconn.summary import status_as_json, status_as_table, watch_status
     from kconn.workbench import prepare
 
     bench = prepare(arguments.study)
-    if arguments.json:
+    if arguments.watch:
+        watch_status(bench, _console())
+    elif arguments.json:
         sys.stdout.write(json.dumps(status_as_json(bench), indent=1) + "\n")
     else:
         _console().print(status_as_table(bench))
@@ -271,14 +279,10 @@ def _parser() -> argparse.ArgumentParser:
     begun.add_argument("--t-r", type=float, help="repetition time in s, where the files do not state it")
     add("check", check)
     add("plan", plan).add_argument("--json", action="store_true", help="every step, for other programs")
-    ran = add("run", run)
-    where = ran.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, help="worker processes (default: one per core; 0: in this process)")
-    where.add_argument("--scheduler", help="address of a running Dask scheduler")
-    ran.add_argument(
-        "--rehash", action="store_true", help="read every input again instead of trusting its time of change"
-    )
-    add("status", status).add_argument("--json", action="store_true", help="for other programs")
+    _take_run_options(add("run", run))
+    shown = add("status", status).add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="for other programs")
+    shown.add_argument("--watch", action="store_true", help="go on showing it until everything is there")
     add("verify", verify)
     add("report", report)
     exported = add("export", export)
@@ -290,6 +294,16 @@ def _parser() -> argparse.ArgumentParser:
     written.add_argument("--format", choices=["fsl", "palm"], default="fsl", help="whose files (default fsl)")
     add("clean", clean)
     return parser
+
+
+def _take_run_options(ran: argparse.ArgumentParser) -> None:
+    where = ran.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, help="worker processes (default: one per core; 0: in this process)")
+    where.add_argument("--scheduler", help="address of a running Dask scheduler")
+    ran.add_argument(
+        "--rehash", action="store_true", help="read every input again instead of trusting its time of change"
+    )
+    ran.add_argument("--performance-report", metavar="FILE", help="Dask's own report of the run, as one HTML page")
 
 
 def _console() -> Any:

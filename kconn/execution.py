@@ -32,9 +32,19 @@ class Event:
 
 Listener = Callable[[Event], None]
 #: Stage -> how Dask's dashboard groups its tasks, where not by the name of the stage.
-TASK_GROUPS: Final = {"nodes": "connect-nodes", "netmat": "connect-netmat"}
+TASK_GROUPS: Final = {"nodes": "connect-nodes", "netmat": "connect-netmat", "map": "connect-map"}
 #: Chains that must kill a worker on their own before the machine is held too small for all.
 _ENOUGH: Final = 2
+
+
+def both(first: Listener, second: Listener) -> Listener:
+    """Return a listener that tells two."""
+
+    def listen(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return listen
 
 
 def run_plan(plan: Plan, job: Callable[[Step], Job], *, client: Client | None, listen: Listener) -> None:

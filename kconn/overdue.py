@@ -58,12 +58,14 @@ def _watch(client: Client, seconds: float, done: threading.Event) -> None:
             since = {key: since.get(key, now) for key in computing}
             for key in [key for key, start in since.items() if now - start > seconds]:
                 stop_work(client, [Future(key, client)], reason=OVERDUE)
-        except (OSError, TimeoutError, ValueError):
-            # The scheduler is away. Whoever waits for a step is told so by its future.
+        except (OSError, TimeoutError, ValueError, KeyError):
+            # The scheduler or a worker is away. Whoever waits for a step is told so by its future.
             continue
 
 
 def _computing(client: Client) -> dict[str, list[str]]:
     """Return worker -> keys that its threads are at; what waits in a queue is not among them."""
-    stacks = client.call_stack(keys=list(client.futures))
-    return {worker: list(tasks) for worker, tasks in (stacks or {}).items()}
+    own = set(client.futures)
+    # Asked for keys, the scheduler fails on one that it has just forgotten; asked for none, it tells of all.
+    stacks = client.call_stack() or {}
+    return {worker: keys for worker, tasks in stacks.items() if (keys := [key for key in tasks if key in own])}

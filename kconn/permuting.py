@@ -269,7 +269,7 @@ def _plan_tasks(
         parts = [
             delayed(join_ranges, pure=False)(
                 [
-                    delayed(_tally, pure=False)(
+                    delayed(permute, pure=False)(
                         cut.tally, next(of_part), cut.test.engine, table, cut.observed[i_part], work.dtype
                     )
                     for table in tables
@@ -316,7 +316,7 @@ def _prepare(block: npt.NDArray[np.floating], engine: glm.Engine, compared: Valu
         return list(tallies.iterate_blocks(block, engine, compared, dtype))
 
 
-def _tally(
+def permute(
     tally: Callable[..., Tally],
     blocks: tallies.Blocks,
     engine: glm.Engine,
@@ -324,6 +324,7 @@ def _tally(
     observed: Values | spatial.ObservedMaps,
     dtype: str,
 ) -> Tally:
+    """Return what some relabellings found in some features. Its name is that of its tasks on Dask's dashboard."""
     with single_thread():
         return tally(blocks, engine, part, observed, dtype)
 

@@ -65,7 +65,7 @@ def keep_log(root: Path, *, command: str, run_id: str | None = None) -> Iterator
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob("*.jsonl"))[: 1 - _KEPT]:
         old.unlink(missing_ok=True)
-    path = folder / f"{_now():%Y%m%dT%H%M%S}-{run_id}.jsonl"
+    path = folder / f"{_now():%Y%m%dT%H%M%S.%f}-{run_id}.jsonl"
     with path.open("a", encoding="utf-8") as file:
         log = RunLog(file, run_id=run_id, name=path.name)
         log.write("start", {"command": command, "kconn": code_version()})

@@ -57,7 +57,7 @@ def estimate_sequentially(
     for here, blocks in source.waves():
         graph = [
             [
-                delayed(_tally, pure=False)(
+                delayed(permute, pure=False)(
                     copies[0],
                     test.engine,
                     tables[i_test],
@@ -95,7 +95,7 @@ def _plan_groups(problem: tasks.Problem, work: Work, threads: Threads) -> list[t
     return [(first, min(first + width, problem.n_feature)) for first in range(0, problem.n_feature, width)]
 
 
-def _tally(
+def permute(
     block: npt.NDArray[np.floating],
     engine: glm.Engine,
     draws: Relabelling,
@@ -104,6 +104,7 @@ def _tally(
     tail: str,
     n_exceed: int,
 ) -> Stopped:
+    """Return what relabellings found in some features. Its name is that of its tasks on Dask's dashboard."""
     with single_thread():
         return tally_sequentially(block, engine, draws, compared, dtype, tail=tail, n_exceed=n_exceed)
 

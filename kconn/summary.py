@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
-from rich.console import Group
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 
 from kconn.errors import StoreError
 from kconn.exclusions import EVERYTHING, list_exclusions
 from kconn.io import cubes, store
-from kconn.plan import COHORT_STAGES, RUN_STAGES
+from kconn.plan import COHORT_STAGES, RUN_STAGES, Step
 from kconn.stages.running import ALPHA, LEVEL, Running, find_running
 from kconn.workbench import Workbench
 
 #: Stages with permutations.
 _TESTS: Final = frozenset({"test", "map-test"})
+#: Seconds between two looks at a study that is watched.
+_PAUSE: Final = 2.0
 
 
 def plan_as_table(bench: Workbench) -> Table:
@@ -51,9 +56,27 @@ def plan_as_json(bench: Workbench) -> dict[str, Any]:
     return {"study": bench.study.study.name, "code": bench.plan.code, "steps": steps}
 
 
-def status_as_table(bench: Workbench) -> Group:
-    """Return how many steps of each stage are published, how far tests are, and every exclusion with its reason."""
+def watch_status(bench: Workbench, console: Console) -> None:
+    """Show the status of a study until every result is there; what another process publishes appears by itself."""
     left = bench.pending()
+    with Live(status_as_table(bench, left), console=console, auto_refresh=False) as live:
+        while left:
+            time.sleep(_PAUSE)
+            left = [step for step in left if not store.is_published(bench.study.store, step.address, step.key)]
+            live.update(status_as_table(bench, left), refresh=True)
+
+
+def status_as_table(bench: Workbench, left: Sequence[Step] | None = None) -> Group:
+    """Return how many steps of each stage are published, how far tests are, and every exclusion with its reason.
+
+    Parameters
+    ----------
+    bench
+        The study.
+    left
+        The steps that are not published, where that is known.
+    """
+    left = bench.pending() if left is None else left
     pending = {step.address for step in left}
     done = Table(title=bench.study.study.name)
     for title in ("stage", "published", "of"):
@@ -86,7 +109,7 @@ def status_as_table(bench: Workbench) -> Group:
     out = Table(title="left out")
     out.add_column("what")
     out.add_column("why")
-    for where, reason in _left_out(bench).items():
+    for where, reason in _left_out(bench, left).items():
         out.add_row(where, reason)
     return Group(done, *(table for table in (begun, stopping, out) if table.row_count))
 
@@ -119,7 +142,7 @@ def status_as_json(bench: Workbench) -> dict[str, Any]:
         "stages": stages,
         "tests_begun": begun,
         "tests_stopping": _stopping(bench),
-        "left_out": _left_out(bench),
+        "left_out": _left_out(bench, left),
     }
 
 
@@ -137,9 +160,9 @@ def _known(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _left_out(bench: Workbench) -> dict[str, str]:
+def _left_out(bench: Workbench, left: Sequence[Step]) -> dict[str, str]:
     """Return what was left out -> why: as much as is known of a study that was not run to its end."""
-    if bench.pending():
+    if left:
         subjects = {f"sub-{subject}": reason for subject, reason in sorted(bench.plan.left_out.items())}
         return subjects | excluded_runs(bench)
     found: dict[str, list[str]] = {}

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import Client
+from distributed import Client, performance_report
 
 from kconn import cluster
-from kconn.errors import ResourceError
+from kconn.errors import ResourceError, SchemaError
 from kconn.io import store
 from kconn.plan import Plan, Step, make_plan
 from kconn.stages import Job
@@ -95,3 +95,26 @@ def connected(*, n_workers: int | None, address: str | None, n_runs: int) -> Ite
         n_workers = n_workers or min(cluster.cores(), max(1, n_runs))
     with cluster.connect(n_workers=n_workers, address=address) as client:
         yield client
+
+
+@contextmanager
+def reported(client: Client | None, path: str | Path | None) -> Iterator[None]:
+    """Write Dask's report of what its workers do meanwhile: tasks, bandwidth and profile on one self-contained page.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` if there are no workers to report on.
+    """
+    if path is None:
+        yield
+        return
+    if client is None:
+        raise SchemaError(
+            "E-ARGUMENT",
+            "a performance report was asked for, and there are no workers",
+            rule="Dask reports on its workers",
+            fix="run with at least one worker",
+        )
+    with performance_report(filename=str(path), mode="inline"):
+        yield

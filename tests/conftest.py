@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prefect.testing.utilities import prefect_test_harness
 
 from tests.acceptance import Acceptance
 from tests.warm_shell import WarmShell
@@ -25,6 +26,13 @@ def palm_oracles() -> Path:
     if not (SHARED / "oracles" / "palm").is_dir():
         pytest.skip("no PALM reference answers beside this checkout (../shared/oracles/palm)")
     return SHARED / "oracles" / "palm"
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server of the test run, with a database that goes with it."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ class CountTasks(Callback):
         super().__init__(posttask=self._count)
 
     def _count(self, key, *_):
-        self.n += str(key).startswith("_tally-")
+        self.n += str(key).startswith("permute-")
 
 
 def run(study, files=None, **options):
