@@ -24,8 +24,8 @@ from kconn.io import cubes
 from kconn.plan import Step
 from kconn.workbench import Workbench
 
-STUDY_FINISHED: Final = "kconn.study.finished"
-RUN_EXCLUDED: Final = "kconn.run.excluded"
+STUDY_FINISHED: Final = "kconn-study.finished"
+RUN_EXCLUDED: Final = "kconn-run.excluded"
 #: Rows of a table artifact; all of them are in the report.
 _ROWS: Final = 1000
 #: Seconds between two updates of the progress.
@@ -108,13 +108,13 @@ def tell_if_excluded(bench: Workbench, step: Step) -> None:
     """Emit an event if a run that was just denoised was left out."""
     reason = cubes.read_attrs(bench.study.store, step.address).get("excluded")
     if reason:
-        run = {"prefect.resource.id": f"kconn.run.{step.where}", "prefect.resource.role": "run"}
+        run = {"prefect.resource.id": f"kconn-run.{step.where}", "prefect.resource.role": "run"}
         emit_event(RUN_EXCLUDED, resource=_resource(bench), related=[run], payload={"reason": str(reason)})
 
 
 def _resource(bench: Workbench) -> dict[str, str]:
     name = re.sub(r"[^A-Za-z0-9]+", "-", bench.study.study.name).strip("-").lower()
-    return {"prefect.resource.id": f"kconn.study.{name}", "prefect.resource.name": bench.study.study.name}
+    return {"prefect.resource.id": f"kconn-study.{name}", "prefect.resource.name": bench.study.study.name}
 
 
 def _number(value: Any) -> float | None:

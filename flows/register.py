@@ -22,8 +22,8 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from flows.walking import HEAVY_TAG
 
-#: Event that tells of new sessions: ``prefect event emit kconn.sessions.arrived --resource-id kconn.inputs``.
-ARRIVED: Final = "kconn.sessions.arrived"
+#: Event that tells of new sessions: ``prefect event emit kconn-sessions.arrived --resource-id kconn-inputs``.
+ARRIVED: Final = "kconn-sessions.arrived"
 WATCH: Final = "kconn-watch/watch"
 CRASHED: Final = "kconn: a run without heartbeats has crashed"
 LOOK: Final = "kconn: look when sessions arrived"

@@ -80,12 +80,12 @@ def test_watch__on_schedule_survives_the_death_of_its_worker(database, tmp_path)
         assert store.verify(root)[1] == []
         assert store.digest_store(root) == store.digest_store(whole.parent / "study.zarr")
         assert len(steps_of(study)) == len(prepare(study).plan.steps) - n_sealed
-        assert server.events("kconn.study.finished") == 1
+        assert server.events("kconn-study.finished") == 1
         server.pause_schedules()
         _wait(lambda: not [run for run in server.runs() if run["state_type"] in {"RUNNING", "PENDING"}], 240)
         n_log = len(list(logs_folder(root).iterdir()))
         add_subject(study.parent, f"{n_subject:03d}")
-        server.prefect("event", "emit", "kconn.sessions.arrived", "--resource-id", "kconn.inputs")
+        server.prefect("event", "emit", "kconn-sessions.arrived", "--resource-id", "kconn-inputs")
         _wait(lambda: len(list(logs_folder(root).iterdir())) > n_log and not prepare(study).pending(), 240)
         assert {where for stage, where in steps_of(study) if stage in RUN_STAGES} == {
             f"sub-{n_subject:03d}/ses-1/run-1"

@@ -22,7 +22,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "de
 every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 #: Sites that a page may link to. A package index is none of them.
-HOSTS = {"doi.org", "keepachangelog.com", "semver.org", "zarr-specs.readthedocs.io"}
+HOSTS = {"127.0.0.1:4200", "doi.org", "keepachangelog.com", "semver.org", "zarr-specs.readthedocs.io"}
 #: What a study file needs, for examples that show one of its tables.
 FRAME = {
     "study": {"name": "example"},
