@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
+from kconn.grayordinates import COORDS, has_grayordinates, short_name
 from kconn.io import derivatives
 from kconn.io.files import write_atomic
 from kconn.kernels.netmats import unpack_edges
@@ -32,7 +33,7 @@ _CLUSTER_COLUMNS: Final = {
     "n_features": "How many features it has.",
     "size": "Its extent or mass: the statistic that p_fwe is of.",
     "p_fwe": "Permutation p, corrected for all clusters by the largest of each relabelling.",
-    "peak": "The feature with the largest statistic.",
+    "peak": "The feature with the largest statistic: a pair of nodes, x y z in mm, or structure and vertex.",
     "peak_stat": "Its statistic.",
 }
 
@@ -128,7 +129,7 @@ def describe_contrast_result(result: xr.Dataset) -> dict[str, Any]:
 
 
 def feature_dim(result: xr.Dataset) -> str:
-    """Return the dimension of the features of one contrast: ``edge``."""
+    """Return the dimension of the features of one contrast: ``edge`` or ``voxel``."""
     return str(result["p_fwe"].dims[-1])
 
 
@@ -194,8 +195,24 @@ def _feature_variables(result: xr.Dataset) -> list[str]:
 
 
 def _feature_names(result: xr.Dataset) -> list[str]:
+    if feature_dim(result) == "voxel":
+        return name_voxels(result)
     ends = zip(result["node_i"].to_numpy(), result["node_j"].to_numpy(), strict=True)
     return [f"{first} - {second}" for first, second in ends]
+
+
+def name_voxels(result: xr.Dataset) -> list[str]:
+    """Return where each voxel of a map lies: x, y, z in mm, or the structure and vertex of a grayordinate."""
+    if not has_grayordinates(result):
+        ijk = np.stack([result[axis].to_numpy() for axis in "ijk"], axis=1)
+        mm = ijk @ np.asarray(result.attrs["affine"])[:3, :3].T + np.asarray(result.attrs["affine"])[:3, 3]
+        return [f"{x:g} {y:g} {z:g}" for x, y, z in np.round(mm, 3) + 0.0]
+    structures = [short_name(name) for name in result.attrs["structures"]]
+    parts = (result[name].to_numpy() for name in COORDS)
+    return [
+        f"{structures[of]} vertex {vertex}" if vertex >= 0 else f"{structures[of]} voxel {i} {j} {k}"
+        for of, vertex, i, j, k in zip(*parts, strict=True)
+    ]
 
 
 def _design_columns(result: xr.Dataset) -> Columns:
@@ -289,4 +306,5 @@ def name_corrected_p(result: xr.Dataset) -> tuple[str, str, str]:
 
 
 #: Dimension of the features -> the files that show them. Another kind of feature is one function and one line.
-FILES_OF: Final[dict[str, Callable[[xr.Dataset], list[ContrastFile]]]] = {"edge": _edge_files}
+#: The images of maps need the grid of a run: `kconn.map_export` lists them.
+FILES_OF: Final[dict[str, Callable[[xr.Dataset], list[ContrastFile]]]] = {"edge": _edge_files, "voxel": lambda _: []}

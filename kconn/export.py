@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from kconn import cifti_export
+from kconn import cifti_export, map_export
 from kconn.chunks import MIB
 from kconn.contrast_files import ContrastFile, describe_contrast_result, list_contrast_files, nodes_of_edges
 from kconn.contrasts import split_contrasts
@@ -118,7 +118,7 @@ def export_study(bench: Workbench, out: Path, *, images: bool = False) -> int:
             rule="an export holds the whole study, as its file describes it",
             fix="run the study first",
         )
-    outputs = [*_RunOutputs(bench).list(images=images), *_GroupOutputs(bench).list()]
+    outputs = [*_RunOutputs(bench).list(images=images), *_GroupOutputs(bench).list(), *_list_maps(bench)]
     description = "dataset_description.json"
     derivatives.check_folder(out, [description, *(name for o in outputs for name in (o.name, o.sidecar))])
     write_atomic(out / description, derivatives.describe_dataset(bench.study.study.name, version=bench.plan.code))
@@ -504,6 +504,129 @@ class _GroupOutputs:
     def _name(self, cohort: Step, suffix: str, *, desc: str | None = None) -> str:
         _, node_set, kind = cohort.address.path.split("/")
         entities = {"atlas": bids_label(node_set), "stat": KINDS[kind].bids, "desc": desc}
+        return f"group/group_{bids_name(entities, suffix)}"
+
+
+def _list_maps(bench: Workbench) -> Iterator[_Output]:
+    for step in bench.plan.cohort():
+        if step.stage == "map-cohort":
+            yield from _MapOutputs(bench, step).list()
+
+
+class _MapOutputs:
+    """The maps of the sessions of one cohort, and the tests of them."""
+
+    def __init__(self, bench: Workbench, cohort: Step) -> None:
+        self.bench = bench
+        self.cohort = cohort
+        self.root = bench.study.store
+        self.steps = {step.address: step for step in bench.plan.steps}
+        self.words = map_export.WORDS[cohort.params["kind"]]
+        _, self.node_set, _ = cohort.address.path.split("/")
+        self.nodes = list(bench.survey.node_names[self.node_set])
+        self.sessions = self._find_sessions()
+        first = next(iter(self.sessions.values()))[0]
+        self.facts = self._facts(first)
+        self.writer = map_export.MapWriter(bench, self.steps[first.reads("ingest").address])
+
+    def _find_sessions(self) -> dict[tuple[str, str], list[Step]]:
+        """Return the maps of runs behind each row of the cohort."""
+        excluded = _excluded_addresses(self.bench)
+        ds = cubes.open_group(self.root, self.cohort.address)
+        rows = zip(map(str, ds["subject"].to_numpy()), map(str, ds["session"].to_numpy()), strict=True)
+        found: dict[tuple[str, str], list[Step]] = {row: [] for row in rows}
+        for up in self.cohort.upstream:
+            if up.address.step == "map" and up.address not in excluded:
+                step = self.steps[up.address]
+                run = self._facts(step).run
+                if (run.subject, run.session) in found:  # a session with too little left is no row
+                    found[run.subject, run.session].append(step)
+        return found
+
+    def _facts(self, maps: Step) -> RunFacts:
+        return next(facts for facts in self.bench.survey.runs if facts.where == maps.where)
+
+    def list(self) -> Iterator[_Output]:
+        yield from self._sessions()
+        for step in self.bench.plan.cohort():
+            if step.stage == "map-test" and step.upstream[0].address == self.cohort.address:
+                yield from self._test(step)
+        for step in self.bench.plan.cohort():
+            if step.stage == "map-correction":
+                test = self.steps[step.upstream[0].address]
+                yield from self._joint(step) if test.upstream[0].address == self.cohort.address else ()
+
+    def _sessions(self) -> Iterator[_Output]:
+        """List one image per session: the maps of all nodes behind each other."""
+        for i_row, (place, maps) in enumerate(self.sessions.items()):
+            made_from = [self.steps[up.address] for step in maps for up in step.upstream]
+            yield _Output(
+                name=self._session_name(place),
+                step=self.cohort,
+                inputs=tuple({step.address: step for step in made_from}.values()),
+                write=partial(map_export.write_session, i_row=i_row, variable=self.words.variable, writer=self.writer),
+                description="Map of each node, the last axis, averaged over the runs of the session.",
+                about=lambda ds: {"Values": self.words.values, "Nodes": [str(name) for name in ds["node"].to_numpy()]},
+            )
+
+    def _session_name(self, place: tuple[str, str]) -> str:
+        subject, session = place
+        tasks = sorted({self._facts(step).run.task or _TASK for step in self.sessions[place]})
+        entities = {"sub": subject, "ses": session, "task": bids_label("-".join(tasks)), **self._entities()}
+        return f"sub-{subject}/ses-{session}/func/{bids_name(entities, f'boldmap{self.writer.ending}')}"
+
+    def _entities(self) -> dict[str, str | None]:
+        is_cifti = cifti_export.is_cifti(self.facts)
+        return {
+            "space": None if self.facts.space == layout.OWN_SPACE else self.facts.space,
+            "res": None if is_cifti else self.bench.study.inputs.res,
+            "den": cifti_export.density_of(self.facts) if is_cifti else None,
+            "atlas": bids_label(self.node_set),
+            "stat": self.words.stat,
+        }
+
+    def _test(self, step: Step) -> Iterator[_Output]:
+        """List the files of each contrast over the map of one node, if it has a map in every session."""
+        found = cubes.open_group(self.root, step.address)
+        if "excluded" in found.attrs:
+            return
+        name, node = step.address.path.split("/")[-2], str(found.attrs["node"])
+        for title, result in split_contrasts(found, name).items():
+            images = map_export.list_map_images(result, node=node, writer=self.writer)
+            for file in [*images, *list_contrast_files(result)]:
+                yield _Output(
+                    name=self._group_name(node, title, file.suffix),
+                    step=step,
+                    write=partial(_write_contrast, file=file, name=name, title=title),
+                    description=file.description,
+                    sources=tuple(map(self._session_name, self.sessions)),
+                    inputs=(step,),
+                    about=partial(_about_contrast, file=file, name=name, title=title, values=self.words.values),
+                )
+
+    def _joint(self, step: Step) -> Iterator[_Output]:
+        """List p corrected over nodes, of each contrast and node."""
+        found = cubes.open_group(self.root, step.address)
+        if "excluded" in found.attrs:
+            return
+        name = step.address.path.split("/")[-1]
+        labels = map(str, found["contrast"].to_numpy()) if "contrast" in found.dims else [None]
+        for i_contrast, label in enumerate(labels):
+            for i_node, node in enumerate(map(str, found["node"].to_numpy())):
+                image = f"pfwenodes{self.writer.ending}"
+                yield _Output(
+                    name=self._group_name(node, name if label is None else f"{name}-{label}", image),
+                    step=step,
+                    write=partial(map_export.write_joint, at=(i_contrast, i_node), writer=self.writer),
+                    description=f"Permutation p of each voxel of the map of {node}, corrected for all voxels of the "
+                    "maps of all nodes; NaN where nothing was tested.",
+                    sources=tuple(map(self._session_name, self.sessions)),
+                    about=lambda ds: {"CorrectedOver": [str(name) for name in ds["node"].to_numpy()]},
+                )
+
+    def _group_name(self, node: str, title: str, suffix: str) -> str:
+        label = map_export.label_nodes(self.nodes)[self.nodes.index(node)]
+        entities = {**self._entities(), self.words.node: label, "desc": bids_label(title)}
         return f"group/group_{bids_name(entities, suffix)}"
 
 

@@ -82,6 +82,41 @@ def write_image(  # noqa: PLR0913 - each is one fact of the file
     _write(path, [frames], ijk=np.asarray(ijk), shape=shape, dtype=np.dtype(dtype), header=header)
 
 
+def write_maps(
+    path: Path,
+    maps: npt.NDArray[Any],
+    *,
+    ijk: npt.ArrayLike,
+    grid_shape: tuple[int, int, int],
+    affine: npt.ArrayLike,
+    form_code: int = 1,
+    outside: float = 0.0,
+) -> None:
+    """Write one map, or several behind each other in a fourth dimension that is not time, as a float32 NIfTI image.
+
+    Parameters
+    ----------
+    path, ijk, grid_shape, affine, form_code
+        See `write_image`.
+    maps
+        (voxel,) for an image of three dimensions, (map, voxel) for one of four.
+    outside
+        What voxels without a value hold: NaN for maps of p, where 0 would look significant.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` as `write_image`.
+    ResourceError
+        ``E-DISK`` if the disk is full.
+    """
+    shape = (*map(int, grid_shape), *maps.shape[:-1])
+    dtype = np.dtype(np.float32)
+    header = _header(shape, np.asarray(affine, float), dtype, None, form_code)
+    blocks = [row[:, None] for row in np.atleast_2d(maps)]
+    _write(path, blocks, ijk=np.asarray(ijk), shape=shape, dtype=dtype, header=header, outside=outside)
+
+
 def write_series(  # noqa: PLR0913 - each is one fact of the file
     path: Path,
     blocks: Iterable[npt.NDArray[Any]],
@@ -125,12 +160,13 @@ def _write(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     header: bytes,
+    outside: float = 0.0,
 ) -> None:
     """Write blocks (voxel, time) of an image of three or four dimensions."""
     flat, n_written, n_frame = np.empty(0, np.int64), 0, math.prod(shape[3:])
     with whole_file(path) as file:
         file.write(header)
-        volume = np.zeros(math.prod(shape[:3]), dtype)
+        volume = np.full(math.prod(shape[:3]), outside, dtype)
         for block in blocks:
             if not n_written:
                 flat = _flat_indices(ijk, shape[:3], n_voxel=len(block))
