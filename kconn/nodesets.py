@@ -12,6 +12,7 @@ import xarray as xr
 
 from kconn.errors import InputError
 from kconn.io import atlases, cifti, nifti
+from kconn.io.coordinates import SPHERE_TABLES, read_published_spheres
 from kconn.nodes import nodes_from_dense_labels
 from kconn.parcellation import NodeSet, nodes_from_columns, nodes_from_labels, nodes_from_spheres
 from kconn.spatial_maps import SpatialMaps, nodes_from_maps
@@ -44,6 +45,8 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
         labels, affine = nifti.read_labels(files["atlas"])
         names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
         return nodes_from_labels(labels, affine, names=names, networks=networks, resample=params["resample"])
+    if params.get("spheres") in SPHERE_TABLES:
+        return _load_published(params)
     if "spheres" in files or params.get("spheres") is not None:
         spheres = atlases.read_spheres(files["spheres"]) if "spheres" in files else params["spheres"]
         return nodes_from_spheres(spheres, radius_mm=params["radius_mm"], diameter_mm=params["diameter_mm"])
@@ -64,6 +67,14 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
             fix=f"the columns are {', '.join(available[:8])}{', ...' if len(available) > 8 else ''}",
         )
     return nodes_from_columns(wanted, exclude=params["exclude"])
+
+
+def _load_published(params: Mapping[str, Any]) -> NodeSet:
+    """Return the spheres of a published table, of its own sizes unless the study file gives one."""
+    found = read_published_spheres(params["spheres"])
+    radius, diameter = params["radius_mm"], params["diameter_mm"]
+    own = found.radius_mm if radius is None and diameter is None else radius
+    return nodes_from_spheres(found.spheres, radius_mm=own, diameter_mm=diameter, networks=found.networks)
 
 
 def _load_dlabel(params: Mapping[str, Any], files: Mapping[str, Path]) -> NodeSet:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kconn.chunks import GIB
 from kconn.confounds import PRESETS, STRATEGIES, Region, Removal, Spikes, Strategy, find_strategy
 from kconn.errors import StudyFileError, first_of
+from kconn.io.coordinates import SIZED_TABLES, SPHERE_TABLES
 from kconn.io.regressors import Hrf, TableForm
 from kconn.kinds import KINDS
 
@@ -370,7 +371,7 @@ class NodesTable(_Table):
     )
     spheres: Annotated[
         str | list[tuple[str, float, float, float]] | None,
-        Field(description="table with name, x, y, z in mm, or a list of [name, x, y, z]"),
+        Field(description="table with name, x, y, z in mm, a list of [name, x, y, z], or a published table by name"),
     ] = None
     radius_mm: Annotated[float | None, Field(gt=0, description="of the spheres; this or diameter_mm")] = None
     diameter_mm: Annotated[float | None, Field(gt=0, description="of the spheres; this or radius_mm")] = None
@@ -404,6 +405,8 @@ class NodesTable(_Table):
     def files(self) -> dict[str, str]:
         """Return role -> path of the files that make this node set."""
         named = {"atlas": self.atlas, "maps": self.maps, "labels": self.labels, "spheres": self.spheres}
+        if self.spheres in SPHERE_TABLES:
+            named.pop("spheres")
         return {role: path for role, path in named.items() if isinstance(path, str)}
 
     @model_validator(mode="after")
@@ -419,7 +422,8 @@ class NodesTable(_Table):
             raise ValueError("a dlabel has no grid to resample: it is matched by structure and vertex")
         if self.label_map is not None and not is_dense:
             raise ValueError("'label_map' belongs to an atlas that is a dlabel")
-        if self.spheres is not None and (self.radius_mm is None) == (self.diameter_mm is None):
+        n_size = (self.radius_mm is not None) + (self.diameter_mm is not None)
+        if self.spheres is not None and n_size != 1 and (n_size == 2 or self.spheres not in SIZED_TABLES):
             raise ValueError("spheres need exactly one of radius_mm and diameter_mm")
         if self.columns is not None and self.map_kinds():
             raise ValueError("tables of node series have no voxels, so there are no maps")

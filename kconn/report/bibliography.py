@@ -50,6 +50,19 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         text="Winkler et al. Faster permutation inference in brain imaging. NeuroImage 2016;141:502-516.",
         doi="10.1016/j.neuroimage.2016.05.068",
     ),
+    "power-nodes": Reference(
+        text="Power et al. Functional network organization of the human brain. Neuron 2011;72:665-678.",
+        doi="10.1016/j.neuron.2011.09.006",
+    ),
+    "dosenbach": Reference(
+        text="Dosenbach et al. Prediction of individual brain maturity using fMRI. Science 2010;329:1358-1361.",
+        doi="10.1126/science.1194144",
+    ),
+    "seitzman": Reference(
+        text="Seitzman et al. A set of functionally-defined brain regions with improved representation of the "
+        "subcortex and cerebellum. NeuroImage 2020;206:116290.",
+        doi="10.1016/j.neuroimage.2019.116290",
+    ),
     "zalesky": Reference(
         text="Zalesky, Fornito, Bullmore. Network-based statistic: identifying differences in brain networks. "
         "NeuroImage 2010;53:1197-1207.",

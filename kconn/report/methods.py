@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
+from kconn.io.coordinates import AUTHORS
 from kconn.report.bibliography import Bibliography, join
 from kconn.report.confounds import chosen_strategy, describe_confounds
 from kconn.report.data import ReportData, kind_words
 from kconn.report.statistics import write_statistics
 from kconn.report.words import count
+
+#: Published table of spheres -> its reference; one is known by its study alone.
+CITED: Final[Mapping[str, tuple[str, ...]]] = {
+    "power2011": ("power-nodes",),
+    "dosenbach2010": ("dosenbach",),
+    "seitzman2018": ("seitzman",),
+}
 
 
 def write_methods(data: ReportData, bibliography: Bibliography) -> list[tuple[str, str]]:
@@ -19,7 +27,11 @@ def write_methods(data: ReportData, bibliography: Bibliography) -> list[tuple[st
         ("Data", _data(data, _table(parameters, "inputs"), bibliography)),
         ("Denoising", _denoising(parameters, bibliography)),
         ("Quality", _quality(data, bibliography)),
-        ("Connectivity", _connectivity(data, _table(parameters, "connectivity"), bibliography)),
+        (
+            "Connectivity",
+            cite_spheres(parameters, bibliography)
+            + _connectivity(data, _table(parameters, "connectivity"), bibliography),
+        ),
         ("Statistics", write_statistics(data.contrasts, data.alpha, bibliography)),
     ]
 
@@ -147,6 +159,17 @@ def _limits(quality: Mapping[str, Any]) -> list[str]:
         "max_std_dvars": "a mean standardised DVARS above {:g}",
     }
     return [text.format(quality[name]) for name, text in words.items() if isinstance(quality.get(name), int | float)]
+
+
+def cite_spheres(parameters: Mapping[str, Any], bibliography: Bibliography) -> str:
+    """Return whose spheres the node sets are, of those that come from a published table."""
+    tables = {name: table["spheres"] for name, table in _table(parameters, "nodes").items() if table.get("spheres")}
+    words = [
+        f"The nodes of {name} are the spheres of {AUTHORS[source]}{bibliography.cite(*CITED.get(source, ()))}. "
+        for name, source in tables.items()
+        if isinstance(source, str) and source in AUTHORS
+    ]
+    return "".join(words)
 
 
 def _connectivity(data: ReportData, connectivity: Mapping[str, Any], bibliography: Bibliography) -> str:
