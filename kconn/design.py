@@ -109,7 +109,7 @@ def build_test(
         ``E-DESIGN-FORMULA``, ``E-DESIGN-LEVELS``, ``E-COV-NAN``, ``E-CONTRAST``, ``E-ID-MISSING`` or ``E-TOO-FEW``.
     """
     present = _sessions_by_subject(netmat)
-    _check_sessions(hypothesis.change or hypothesis.sessions, present)
+    _check_sessions(hypothesis.needed, present)
     if missing := sorted(set(present) - set(participants.index)):
         raise DesignError(
             "E-ID-MISSING",
@@ -185,7 +185,7 @@ def _select_subjects(
     left_out: dict[str, str],
 ) -> pd.DataFrame:
     """Return one row per subject that has every session that is named."""
-    needed = hypothesis.change or hypothesis.sessions or ()
+    needed = hypothesis.needed
     for subject in sorted(present):
         if lacking := [session for session in needed if session not in present[subject]]:
             left_out[subject] = f"no usable run in session {', '.join(lacking)}"
@@ -250,19 +250,24 @@ def _supply(rows: pd.DataFrame, supplied: SuppliedDesign, hypothesis: Hypothesis
 
 
 def _observe_subject(netmat: xr.DataArray, subject: Any, hypothesis: Hypothesis) -> xr.DataArray:
-    """Return the ``(edge)`` row of one subject: the mean of its sessions, or the change between two."""
+    """Return the ``(edge)`` row of one subject: the mean of its sessions, or a change between sessions."""
     rows = netmat[netmat["subject"].to_numpy() == subject]
     # Sums of more than two depend on their order in the last bit.
     rows = rows[np.argsort(rows["session"].to_numpy().astype(str), kind="stable")]
     by_session = rows["session"].to_numpy()
-    if hypothesis.change:
-        before, after = (
-            rows[np.asarray(by_session == session)].squeeze("observation") for session in hypothesis.change
-        )
-        row = after.drop_vars(["observation", "session"]) - before.drop_vars(["observation", "session"])
+    if hypothesis.sides is not None:
+        before, after = (_average_side(rows, side) for side in hypothesis.sides)
+        row = after - before
     else:
         wanted = hypothesis.sessions or tuple(map(str, by_session))
         row = rows[np.isin(by_session.astype(str), wanted)].mean("observation", skipna=False)
+    return row.drop_vars(["observation", "subject", "session"], errors="ignore")
+
+
+def _average_side(rows: xr.DataArray, sessions: tuple[str, ...]) -> xr.DataArray:
+    """Return the session of one side of a change, or the mean of several."""
+    found = rows[np.isin(rows["session"].to_numpy().astype(str), sessions)]
+    row = found.squeeze("observation") if len(sessions) == 1 else found.mean("observation", skipna=False)
     return row.drop_vars(["observation", "subject", "session"], errors="ignore")
 
 

@@ -40,7 +40,7 @@ class Hypothesis:
         Sessions that are averaged per subject. Without it, and without ``change``, all that occur. In a repeated test
         the sessions that are compared, the first the reference.
     change
-        ``(A, B)``: the data are B - A per subject.
+        ``(A, B)``: the data are B - A per subject. Either may be several sessions, which are averaged first.
     where
         Column -> value or values of the rows that are kept.
     rows
@@ -54,7 +54,7 @@ class Hypothesis:
     effect: str | tuple[str, ...] | None = None
     levels: tuple[Any, Any] | Mapping[str, Any] | None = None
     sessions: tuple[str, ...] | None = None
-    change: tuple[str, str] | None = None
+    change: tuple[str | tuple[str, ...], str | tuple[str, ...]] | None = None
     where: Mapping[str, Any] | None = None
     rows: Literal["subject", "session"] | None = None
     weights: Any = None
@@ -63,7 +63,30 @@ class Hypothesis:
     def of(cls, table: Mapping[str, Any]) -> Hypothesis:
         """Return the hypothesis of a ``[contrasts.NAME]`` table, whose pairs are lists."""
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
+        if values.get("change") is not None:
+            values["change"] = tuple(tuple(side) if isinstance(side, list) else side for side in values["change"])
         return cls(**values)
+
+    @property
+    def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """The sessions before and after a change."""
+        if self.change is None:
+            return None
+        before, after = ((side,) if isinstance(side, str) else side for side in self.change)
+        return before, after
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The sessions that a subject must have, where they are named."""
+        return self.sessions or () if self.sides is None else (*self.sides[0], *self.sides[1])
+
+    @property
+    def span(self) -> tuple[str, str] | None:
+        """The two ends of a change in words: ``the mean of pre1 and pre2``, ``post``."""
+        if self.sides is None:
+            return None
+        before, after = (side[0] if len(side) == 1 else f"the mean of {_listed(side)}" for side in self.sides)
+        return before, after
 
     @property
     def per_session(self) -> bool:
@@ -120,8 +143,12 @@ def build_regressors(rows: pd.DataFrame, hypothesis: Hypothesis) -> Regressors:
 
 def describe_data(hypothesis: Hypothesis) -> str:
     """Return what the data of a test are: ``change pre to post``, or ``connectivity``."""
-    change = hypothesis.change
-    return f"change {change[0]} to {change[1]}" if change else "connectivity"
+    span = hypothesis.span
+    return f"change {span[0]} to {span[1]}" if span else "connectivity"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def tested_column(rows: pd.DataFrame, name: str) -> pd.Series[Any]:

@@ -311,7 +311,7 @@ class _Builder:
         for contrast in contrasts:
             if contrast.test == "two-sample":
                 factors.setdefault(str(contrast.effect), []).append(contrast.levels)
-        changes = dict.fromkeys(tuple(contrast.change) for contrast in contrasts if contrast.change is not None)
+        changes = dict.fromkeys(pair for contrast in contrasts for pair in contrast.visit_pairs())
         params = {
             "factors": [{"column": column, "levels": _every_level(pairs)} for column, pairs in factors.items()],
             "changes": [list(change) for change in changes],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -640,7 +641,12 @@ class ContrastTable(PermutationTable):
         list[str] | None, Field(min_length=1, description="sessions, averaged per subject; repeated: compared")
     ] = None
     change: Annotated[
-        list[str] | None, Field(min_length=2, max_length=2, description="[A, B]: the data are B - A per subject")
+        list[str | Annotated[list[str], Field(min_length=2)]] | None,
+        Field(
+            min_length=2,
+            max_length=2,
+            description="[A, B]: the data are B - A per subject; [[A1, A2], B]: B minus the mean of A1 and A2",
+        ),
     ] = None
     where: Annotated[
         dict[str, Cell | list[Cell]], Field(description="keep rows whose column has this value, or one of these")
@@ -667,6 +673,17 @@ class ContrastTable(PermutationTable):
         """What is tested, without how p-values are computed and without files."""
         return self.model_dump(mode="json", exclude={"files", *PermutationTable.model_fields})
 
+    def _sides(self) -> list[list[str]]:
+        return [[side] if isinstance(side, str) else side for side in self.change or ()]
+
+    def visits(self) -> list[str]:
+        """Return the sessions of ``change``, in its order."""
+        return [session for side in self._sides() for session in side]
+
+    def visit_pairs(self) -> list[tuple[str, str]]:
+        """Return every session before with every session after."""
+        return [(before, after) for before, after in product(*self._sides())] if self.change else []
+
     @model_validator(mode="after")
     def _fits_the_test(self) -> Self:
         needs_effect = EFFECTS_OF.get(self.test)
@@ -684,8 +701,7 @@ class ContrastTable(PermutationTable):
             raise ValueError("give 'sessions' or 'change', not both")
         if self.test == "repeated" and len(self.sessions or ()) < 2:
             raise ValueError("a repeated test needs 'sessions = [A, B, ...]', the first the reference")
-        for key in ("change", "sessions", "effect"):
-            named = getattr(self, key) or []
+        for key, named in (("change", self.visits()), ("sessions", self.sessions or ()), ("effect", self.effect or ())):
             if not isinstance(named, str) and len(set(named)) != len(named):
                 raise ValueError(f"{key!r} names the same twice: {named}")
         return self

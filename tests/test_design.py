@@ -56,6 +56,16 @@ def plain_t(values, columns, i_tested):
     return np.array([sm.OLS(values[:, i], columns).fit().tvalues[i_tested] for i in range(values.shape[1])])
 
 
+def test_build_test__change_from_the_mean_of_two_baselines():
+    three = cohort([(s, v) for s in SUBJECTS for v in ("pre1", "post", "pre02") if (s, v) != ("03", "pre02")])
+    test = build_test(three, PEOPLE, None, hypothesis("paired", change=[["pre1", "pre02"], "post"]))
+    by = {(str(row["subject"].item()), str(row["session"].item())): row.to_numpy() for row in three}
+    expected = [by[s, "post"] - (by[s, "pre1"] + by[s, "pre02"]) / 2 for s in SUBJECTS if s != "03"]
+    np.testing.assert_allclose(test.data, expected, rtol=1e-15, atol=1e-15)
+    assert test.left_out == {"03": "no usable run in session pre02"}
+    assert test.questions["tested"].startswith("change the mean of pre1 and pre02 to post")
+
+
 def test_build_test__two_sample_of_a_change_with_nuisance():
     test = build_test(
         BOTH,

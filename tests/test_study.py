@@ -4,6 +4,7 @@ import pytest
 
 from kconn.errors import StudyFileError
 from kconn.study import Study, known_keys, parse_study, read_study
+from tests.small_study import write_study
 
 HEAD = '[study]\nname = "x"\n[inputs]\nlayout = "fmriprep"\nroot = "deriv"\n[nodes.a]\natlas = "a.nii.gz"\n'
 
@@ -193,3 +194,14 @@ sessions = ["a", "b"]
     # What forms the clusters of another statistic does not pass over, nor do blocks of subjects to rows of sessions.
     assert (own.n_perm, own.threshold, own.block_columns) == (50, None, [])
     assert (repeated.statistic, repeated.threshold, repeated.block_columns) == ("nbs", 3.1, [])
+
+
+def test_contrast_table__a_change_may_start_from_several_sessions(tmp_path):
+    paired = {"test": "paired", "change": [["pre1", "pre2"], "post"]}
+    study = read_study(write_study(tmp_path, contrasts={"groups": None, "relief": paired}))
+    contrast = study.contrasts["relief"]
+    assert contrast.visit_pairs() == [("pre1", "post"), ("pre2", "post")]
+    assert contrast.hypothesis["change"] == [["pre1", "pre2"], "post"]
+    twice = {"test": "paired", "change": [["pre1", "post"], "post"]}
+    with pytest.raises(StudyFileError, match="'change' names the same twice"):
+        read_study(write_study(tmp_path, contrasts={"groups": None, "relief": twice}))

@@ -216,7 +216,8 @@ class ReportData:
 
     def visits(self) -> list[str]:
         """Return the sessions, those of a change in its own order first: "pre" comes before "post"."""
-        ordered = [session for contrast in self.contrasts for session in contrast.hypothesis.change or ()]
+        sides = [side for contrast in self.contrasts for side in contrast.hypothesis.sides or ()]
+        ordered = [session for side in sides for session in side]
         known = set(self.runs["session"].astype(str))
         return [session for session in dict.fromkeys([*ordered, *sorted(known)]) if session in known]
 
@@ -287,9 +288,9 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
         values, people = _sessions(cohort, ids), _people_of_sessions(cohort, participants, ids)
     else:
         people = participants.loc[ids]
-        if hypothesis.change is not None:
-            before, after = (_rows(cohort, ids, (session,)) for session in hypothesis.change)
-            visits = xr.concat([before, after], dim="visit").assign_coords(visit=list(hypothesis.change))
+        if hypothesis.sides is not None and hypothesis.span is not None:
+            before, after = (_rows(cohort, ids, side) for side in hypothesis.sides)
+            visits = xr.concat([before, after], dim="visit").assign_coords(visit=list(hypothesis.span))
             values = after - before
         else:
             values = _rows(cohort, ids, hypothesis.sessions)

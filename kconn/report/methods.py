@@ -12,11 +12,12 @@ from kconn.report.data import ReportData, kind_words
 from kconn.report.statistics import write_statistics
 from kconn.report.words import count
 
-#: Published table of spheres -> its reference; one is known by its study alone.
-CITED: Final[Mapping[str, tuple[str, ...]]] = {
-    "power2011": ("power-nodes",),
-    "dosenbach2010": ("dosenbach",),
-    "seitzman2018": ("seitzman",),
+#: Published table of spheres -> its reference.
+CITED: Final[Mapping[str, str]] = {
+    "power2011": "power-nodes",
+    "dosenbach2010": "dosenbach",
+    "seitzman2018": "seitzman",
+    "motoyama": "motoyama",
 }
 
 
@@ -165,7 +166,7 @@ def cite_spheres(parameters: Mapping[str, Any], bibliography: Bibliography) -> s
     """Return whose spheres the node sets are, of those that come from a published table."""
     tables = {name: table["spheres"] for name, table in _table(parameters, "nodes").items() if table.get("spheres")}
     words = [
-        f"The nodes of {name} are the spheres of {AUTHORS[source]}{bibliography.cite(*CITED.get(source, ()))}. "
+        f"The nodes of {name} are the spheres of {AUTHORS[source]}{bibliography.cite(CITED[source])}. "
         for name, source in tables.items()
         if isinstance(source, str) and source in AUTHORS
     ]

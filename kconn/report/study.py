@@ -125,10 +125,10 @@ def _read_truth(bench: Workbench) -> pd.DataFrame | None:
 
 def _planted(truth: pd.DataFrame, hypothesis: Hypothesis) -> pd.DataFrame:
     """Return the planted edges that a test can see: those of a change to their session, in or against their group."""
-    if hypothesis.change is None or hypothesis.test not in {"two-sample", "paired", "one-sample"}:
+    if hypothesis.sides is None or hypothesis.test not in {"two-sample", "paired", "one-sample"}:
         return truth.iloc[:0]
     wanted = (hypothesis.where or {}).get("group", [])
-    seen = truth["session"] == hypothesis.change[1]
+    seen = truth["session"].isin(hypothesis.sides[1])
     if hypothesis.effect != "group":
         seen &= truth["group"].isin(wanted if isinstance(wanted, list | tuple) else [wanted])
     return truth[seen]

@@ -67,7 +67,7 @@ def headline(contrast: TestedContrast, *, alpha: float) -> str:
 def _phrases(contrast: TestedContrast) -> tuple[str, tuple[str, str], str, str]:
     """Return: none did so; one did so, several did so; upwards; downwards."""
     hypothesis = contrast.hypothesis
-    change = hypothesis.change
+    change = hypothesis.span
     span = f" from {change[0]} to {change[1]}" if change else ""
     if hypothesis.test == "two-sample":
         reference, level = (*contrast.levels, "A", "B")[:2]
@@ -96,7 +96,7 @@ def _phrase_other(hypothesis: Hypothesis) -> tuple[str, tuple[str, str], str, st
     effects, sessions = " and ".join(hypothesis.effects), ", ".join(hypothesis.sessions or ())
     kind = "course" if hypothesis.test == "repeated" and effects else hypothesis.test
     one, several = (text.format(effects=effects, sessions=sessions) for text in _OTHER_PHRASES[kind])
-    span = f" of the change from {hypothesis.change[0]} to {hypothesis.change[1]}" if hypothesis.change else ""
+    span = f" of the change from {hypothesis.span[0]} to {hypothesis.span[1]}" if hypothesis.span else ""
     return one + span, (one + span, several + span), "upwards", "downwards"
 
 
