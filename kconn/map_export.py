@@ -124,8 +124,8 @@ def list_map_images(result: xr.Dataset, *, node: str, writer: MapWriter) -> list
     """Return the images of one contrast over the map of one node."""
     kind = str(result["stat_kind"].item())
     parts = {f"{kind.lower()}stat": ("stat", f"Statistic {kind}", 0.0), **_IMAGES}
-    if kind == "z":  # would be the same file twice
-        parts.pop("zstat")
+    if "n_exceed" in result.attrs:  # features stopped by themselves: no maximum, so no p corrected by it
+        parts.pop("pfwe")
     return [
         ContrastFile(
             suffix=f"{suffix}{writer.ending}",

@@ -11,7 +11,7 @@ from kconn.execution import run_plan
 from kconn.export import export_study
 from kconn.io import cubes
 from kconn.io.store import Address
-from kconn.map_export import label_nodes
+from kconn.map_export import MapWriter, label_nodes, list_map_images
 from kconn.testing import simulate_study
 from kconn.workbench import prepare, writing
 from tests.small_study import write_study
@@ -163,6 +163,17 @@ def test_export_study__maps_of_grayordinates_lie_on_the_axis_of_the_input(tmp_pa
         assert image.header.get_axis(1) == axis
         found = np.asarray(image.dataobj)[0]
         np.testing.assert_array_equal(found[np.isfinite(found)], result[variable].to_numpy().astype(np.float32))
+
+
+def test_list_map_images__has_no_corrected_p_where_features_stopped_by_themselves(volume):
+    bench, _ = volume
+    result = opened(bench, "contrasts/seeds/seedmap/groups/1-left-M1", "map-test")
+    writer = MapWriter(bench, next(step for step in bench.plan.steps if step.stage == "ingest"))
+    whole, stopped = (
+        {file.suffix for file in list_map_images(ds, node="left M1", writer=writer)}
+        for ds in (result, result.assign_attrs(n_exceed=10))
+    )
+    assert whole - stopped == {"pfwe.nii.gz"}
 
 
 def test_label_nodes__gives_each_node_its_own():
