@@ -59,7 +59,8 @@ class Resources:
     Attributes
     ----------
     workers
-        Processes of a local Dask cluster; 0 does everything in this process, where nothing can be interrupted.
+        How many, instead of what ``[cluster]`` of the study file says; 0 computes in this process, where nothing can
+        be interrupted.
     scheduler
         Address of a running Dask scheduler, instead of a local cluster.
     step_minutes
@@ -121,7 +122,9 @@ def opened(bench: Workbench, resources: Resources, *, command: str) -> Iterator[
         _only_warnings("distributed"),
         writing(bench),
         keep_log(bench.study.store, command=command, run_id=run_id) as kept,
-        connected(n_workers=resources.workers, address=resources.scheduler, n_runs=_n_chains(bench)) as client,
+        connected(
+            bench.study, n_workers=resources.workers, address=resources.scheduler, n_runs=_n_chains(bench)
+        ) as client,
         reported(client, _beside(bench) if resources.performance_report else None),
         watched(client, 60 * resources.step_minutes),
     ):

@@ -1,4 +1,4 @@
-"""The shell: ``kconn simulate | init | check | plan | run | status | verify | report | export | design | clean``."""
+"""The shell: ``kconn simulate | init | check | plan | run | status | verify | report | export | ...``."""
 
 from __future__ import annotations
 
@@ -144,7 +144,12 @@ def run(arguments: argparse.Namespace) -> int:
             with (
                 keep_log(bench.study.store, command="run") as log,
                 connected(
-                    n_workers=arguments.workers, address=arguments.scheduler, n_runs=len(bench.survey.runs)
+                    bench.study,
+                    n_workers=arguments.workers,
+                    address=arguments.scheduler,
+                    n_runs=len(bench.survey.runs),
+                    kind=arguments.cluster,
+                    tls=arguments.tls,
                 ) as client,
                 reported(client, arguments.performance_report),
             ):
@@ -237,6 +242,19 @@ def clean(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def tls_init(arguments: argparse.Namespace) -> int:
+    """Make a private authority, and a certificate for each role."""
+    from kconn.tls import make_certificates
+
+    folder = Path(arguments.folder)
+    expiry = make_certificates(folder, days=arguments.days)
+    _say(
+        f"wrote certificates of scheduler, worker and client to {folder}; they expire {expiry:%Y-%m-%d %H:%M} UTC\n"
+        f"keep {folder / 'ca-key.pem'} elsewhere: nothing that runs needs it"
+    )
+    return EXIT_DONE
+
+
 def _write_report(bench: Any) -> None:
     from kconn.report.study import write_study_report
 
@@ -293,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     written.add_argument("--out", required=True, help="folder to write")
     written.add_argument("--format", choices=["fsl", "palm"], default="fsl", help="whose files (default fsl)")
     add("clean", clean)
+    _add_tls(commands)
     return parser
 
 
@@ -300,10 +319,23 @@ def _take_run_options(ran: argparse.ArgumentParser) -> None:
     where = ran.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, help="worker processes (default: one per core; 0: in this process)")
     where.add_argument("--scheduler", help="address of a running Dask scheduler")
+    ran.add_argument("--cluster", choices=["local", "address", "slurm", "kubernetes"], help="instead of [cluster] kind")
+    ran.add_argument("--tls", metavar="FOLDER", help="certificates of `kconn tls init`, instead of [cluster] tls")
     ran.add_argument(
         "--rehash", action="store_true", help="read every input again instead of trusting its time of change"
     )
     ran.add_argument("--performance-report", metavar="FILE", help="Dask's own report of the run, as one HTML page")
+
+
+def _add_tls(commands: Any) -> None:
+    summary = "Make a private authority and certificates for schedulers, workers and clients."
+    actions = commands.add_parser("tls", help=summary, description=summary).add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    made = actions.add_parser("init", help=(tls_init.__doc__ or "").splitlines()[0])
+    made.set_defaults(command=tls_init)
+    made.add_argument("folder", help="new or empty folder")
+    made.add_argument("--days", type=float, default=365.0, help="how long the certificates hold (default 365)")
 
 
 def _console() -> Any:

@@ -1,56 +1,75 @@
-"""Workers: a local cluster that starts with the run and ends with it, or one that is already there."""
+"""Workers: a local cluster that starts with the run and ends with it, jobs, pods, or ones that are already there."""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any, Final
 
 import dask
 import psutil
 from distributed import Client, LocalCluster
+from distributed.deploy.cluster import Cluster
+from distributed.security import Security
 
+from kconn.cluster_table import ClusterKind, ClusterTable
+from kconn.dask_settings import SETTINGS
 from kconn.errors import ResourceError
+from kconn.kubernetes import started_in_kubernetes
+from kconn.slurm import start_slurm
+from kconn.tls import load_security, make_certificates
 
-#: Measured: with the defaults a frozen worker stalls a run for 300 s, with these for 30 s. See docs/adr/0003.
-SETTINGS: Final[dict[str, Any]] = {
-    "distributed.scheduler.worker-ttl": "30s",
-    "distributed.scheduler.allowed-failures": 2,
-    "distributed.comm.timeouts.connect": "10s",
-    "distributed.comm.timeouts.tcp": "15s",
-    "distributed.worker.memory.max-spill": "4GiB",
-    "distributed.admin.tick.limit": "10s",
-    # Small arrays travel inside the graph: scattered ones would be lost with the worker that holds them.
-    "distributed.admin.large-graph-warning-threshold": "100GB",
-}
+_ADDRESS: Final = re.compile(r"(?:(?P<protocol>\w+)://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d+)/?")
+_HERE: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_DAYS_OF_A_RUN: Final = 30.0
 
 
 @contextmanager
-def connect(*, n_workers: int | None = None, address: str | None = None) -> Iterator[Client]:
+def connect(
+    table: ClusterTable | None = None,
+    *,
+    n_workers: int | None = None,
+    address: str | None = None,
+    folder: Path = Path(),
+) -> Iterator[Client]:
     """Open a client, and close it with all that was started for it.
 
     Parameters
     ----------
+    table
+        ``[cluster]`` of a study file; without it a local cluster.
     n_workers
-        Worker processes of a local cluster, one thread and one BLAS thread each. The default is one per core.
+        Worker processes, one thread and one BLAS thread each, instead of what the table says. The default of a local
+        cluster is one per core.
     address
-        Scheduler that is already running; then nothing is started.
+        Scheduler that is already running, instead of the table's; then nothing is started.
+    folder
+        What ``tls`` is relative to. Jobs of SLURM find certificates and leave their output here: nodes must see it.
 
     Raises
     ------
     ResourceError
-        ``E-WORKER`` if no scheduler answers at ``address``.
+        ``E-WORKER`` if no scheduler answers or no worker comes up in time, ``E-TLS`` if a connection to another
+        machine would not be encrypted or a certificate is not good.
+    SchemaError
+        ``E-ARGUMENT`` if what the kind needs is not installed.
+    InputError
+        ``E-FILE-MISSING`` if a certificate is not there.
     """
-    with dask.config.set(SETTINGS):
-        if address is not None:
-            with _remote(address) as client:
-                yield client
-            return
-        with _start_local(n_workers or cores()) as cluster, Client(cluster) as client:
-            yield client
+    table = table or ClusterTable()
+    if address is not None:
+        table = table.model_copy(update={"kind": "address", "address": address})
+    if n_workers is not None:
+        table = table.model_copy(update={"workers": n_workers, "max_workers": None})
+    with dask.config.set(SETTINGS), _OPEN[table.kind](table, folder) as client:
+        yield client
 
 
 def cores() -> int:
@@ -59,7 +78,16 @@ def cores() -> int:
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
-def _start_local(n_workers: int) -> LocalCluster:
+@contextmanager
+def _local(table: ClusterTable, _: Path) -> Iterator[Client]:
+    with _start_local(table) as cluster:
+        if table.max_workers is not None:
+            cluster.adapt(minimum=table.min_workers, maximum=table.max_workers)
+        with Client(cluster) as client:
+            yield client
+
+
+def _start_local(table: ClusterTable) -> LocalCluster:
     """Start worker processes that Ctrl-C does not reach: this process ends them, and they never print a traceback.
 
     A terminal sends the interrupt to the whole group. The blocked signal is inherited by the thread and the processes
@@ -69,10 +97,11 @@ def _start_local(n_workers: int) -> LocalCluster:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return LocalCluster(
-            n_workers=n_workers,
+            n_workers=table.n_start if table.max_workers is not None else table.workers or cores(),
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
+            dashboard_address=table.dashboard,
+            memory_limit=table.memory or "auto",
             silence_logs=logging.CRITICAL,
         )
     finally:
@@ -80,15 +109,111 @@ def _start_local(n_workers: int) -> LocalCluster:
 
 
 @contextmanager
-def _remote(address: str) -> Iterator[Client]:
-    try:
-        client = Client(address, timeout="10s")
-    except (OSError, ValueError) as error:
+def _remote(table: ClusterTable, folder: Path) -> Iterator[Client]:
+    address = str(table.address)
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise _no_answer(address)
+    security = None
+    if found["protocol"] == "tls":
+        security = load_security(_certificates(table, folder))
+    elif found["host"] not in _HERE and not table.insecure:
         raise ResourceError(
-            "E-WORKER",
-            f"no scheduler answers at {address}",
-            rule="--scheduler names a running Dask scheduler, such as tcp://host:8786",
-            fix="start one, or leave the option out for a local cluster",
-        ) from error
+            "E-TLS",
+            f"the connection to {address} would not be encrypted",
+            rule="whoever reaches a scheduler without TLS runs code as its owner, and reads what is computed",
+            fix="start it with certificates (`kconn tls init`) and name it as tls://host:port, or say insecure = true",
+        )
+    with _answering(address, security) as client:
+        _wait_for_a_worker(
+            client, table, "start workers for it: `dask worker`, with the certificates of the role worker"
+        )
+        yield client
+
+
+@contextmanager
+def _slurm(table: ClusterTable, folder: Path) -> Iterator[Client]:
+    with ExitStack() as stack:
+        security = None
+        if table.tls is not None:
+            security = load_security(folder / table.tls)
+        elif not table.insecure:
+            made = stack.enter_context(tempfile.TemporaryDirectory(prefix=".kconn-tls-", dir=folder))
+            make_certificates(Path(made), days=_DAYS_OF_A_RUN)
+            (Path(made) / "ca-key.pem").unlink()  # nobody else joins this run
+            security = load_security(Path(made))
+        cluster: Cluster = stack.enter_context(start_slurm(table, security=security, folder=folder))
+        if table.max_workers is not None:
+            cluster.adapt(minimum=table.min_workers, maximum=table.max_workers)
+        else:
+            cluster.scale(table.n_start)
+        client = stack.enter_context(Client(cluster))
+        _wait_for_a_worker(
+            client, table, "look at `squeue --me` and slurm-logs/, or set [cluster] start_minutes higher"
+        )
+        yield client
+
+
+@contextmanager
+def _kubernetes(table: ClusterTable, folder: Path) -> Iterator[Client]:
+    security = None if table.insecure else load_security(_certificates(table, folder))
+    with (
+        started_in_kubernetes(table) as address,
+        _answering(address, security, seconds=60.0 * table.start_minutes) as client,
+    ):
+        _wait_for_a_worker(client, table, f"look at the pods: `kubectl --namespace {table.namespace} get pods`")
+        yield client
+
+
+_OPEN: Final[dict[ClusterKind, Callable[[ClusterTable, Path], Any]]] = {
+    "local": _local,
+    "address": _remote,
+    "slurm": _slurm,
+    "kubernetes": _kubernetes,
+}
+
+
+def _certificates(table: ClusterTable, folder: Path) -> Path:
+    if table.tls is not None:
+        return folder / table.tls
+    raise ResourceError(
+        "E-TLS",
+        f"kind {table.kind!r} needs the folder of the certificates",
+        rule="workers on other machines are reached with TLS",
+        fix="name it as [cluster] tls or with --tls; `kconn tls init FOLDER` makes one",
+    )
+
+
+@contextmanager
+def _answering(address: str, security: Security | None, *, seconds: float = 10.0) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=seconds, security=security)
+    except (OSError, ValueError) as error:
+        raise _no_answer(address) from error
     with client:
         yield client
+
+
+def _no_answer(address: str) -> ResourceError:
+    with_tls = address.startswith("tls://")
+    return ResourceError(
+        "E-WORKER",
+        f"no scheduler answers at {address}",
+        rule="it names a running Dask scheduler, such as tls://host:8786"
+        + (", with a certificate of the same authority" if with_tls else ""),
+        fix="start one, or leave the option out for a local cluster",
+    )
+
+
+def _wait_for_a_worker(client: Client, table: ClusterTable, fix: str) -> None:
+    """Wait until work is done: a task is also what makes an adaptive cluster start its first worker."""
+    probe = client.submit(os.getpid, pure=False)
+    try:
+        probe.result(timeout=60.0 * table.start_minutes)
+    except TimeoutError as error:
+        raise ResourceError(
+            "E-WORKER",
+            f"no worker came up within {table.start_minutes:g} minutes",
+            rule="a cluster starts its first worker before a run begins",
+            fix=fix,
+        ) from error

@@ -90,6 +90,7 @@ CODES: Final[dict[str, str]] = {
     "E-MEM": "A step needs more memory than a worker has.",
     "E-TIME": "A step would take longer than the study file allows.",
     "E-WORKER": "A worker died or stopped answering.",
+    "E-TLS": "A certificate is not good, or a connection to another machine would not be encrypted.",
     "E-CODE-VERSION": "A worker runs another version of kconn than the plan was made with.",
     "E-INTERNAL": "An error that kconn did not foresee; the log holds the details.",
 }

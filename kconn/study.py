@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kconn.chunks import GIB
+from kconn.cluster_table import ClusterTable
 from kconn.confounds import PRESETS, STRATEGIES, Region, Removal, Spikes, Strategy, find_strategy
 from kconn.errors import StudyFileError, first_of
 from kconn.io.coordinates import SIZED_TABLES, SPHERE_TABLES
@@ -756,6 +757,8 @@ class Study(_Table):
     maps: MapsTable = Field(default_factory=MapsTable)
     contrasts: dict[Annotated[str, Field(pattern=_NAME)], ContrastTable] = Field(default_factory=dict)
     permutation: PermutationTable = Field(default_factory=PermutationTable)
+    #: Left out of what is printed as parameters: it changes no result, and names machines.
+    cluster: Annotated[ClusterTable, Field(exclude=True)] = Field(default_factory=ClusterTable)
     folder: Annotated[Path, Field(exclude=True)] = Path()
 
     @model_validator(mode="after")
@@ -986,6 +989,7 @@ def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
         "maps": MapsTable,
         "contrasts": ContrastTable,
         "permutation": PermutationTable,
+        "cluster": ClusterTable,
     }
     return tables.get(place[0]) if place else Study
 

@@ -6,10 +6,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distributed import Client, performance_report
+from pydantic import ValidationError
 
 from kconn import cluster
+from kconn.cluster_table import ClusterKind, ClusterTable
 from kconn.errors import ResourceError, SchemaError
 from kconn.io import store
 from kconn.plan import Plan, Step, make_plan
@@ -86,15 +89,82 @@ def writing(bench: Workbench) -> Iterator[None]:
 
 
 @contextmanager
-def connected(*, n_workers: int | None, address: str | None, n_runs: int) -> Iterator[Client | None]:
-    """Open the workers of a run: none with ``n_workers=0``, never more local ones than there are runs."""
-    if n_workers == 0:
-        yield None
-        return
-    if address is None:
-        n_workers = n_workers or min(cluster.cores(), max(1, n_runs))
-    with cluster.connect(n_workers=n_workers, address=address) as client:
+def connected(
+    study: Study,
+    *,
+    n_workers: int | None,
+    address: str | None,
+    n_runs: int,
+    kind: ClusterKind | None = None,
+    tls: str | None = None,
+) -> Iterator[Client | None]:
+    """Open the workers of a run: those of ``[cluster]``, with what was asked for put over it.
+
+    Parameters
+    ----------
+    study
+        Its ``[cluster]`` says where the workers are.
+    n_workers
+        How many; 0 computes in this process and yields None. Never more local ones than there are runs by default.
+    address
+        A scheduler that is already running.
+    n_runs
+        Runs of the study.
+    kind
+        Another kind of cluster than the study file says.
+    tls
+        Folder of certificates, relative to the current folder.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` if what was asked for does not go together.
+    """
+    table = choose_cluster(study.cluster, n_workers=n_workers, address=address, kind=kind, tls=tls)
+    if table.kind == "local":
+        if table.workers == 0:
+            yield None
+            return
+        if table.workers is None and table.max_workers is None:
+            table = table.model_copy(update={"workers": min(cluster.cores(), max(1, n_runs))})
+    with cluster.connect(table, folder=study.folder) as client:
         yield client
+
+
+def choose_cluster(
+    table: ClusterTable, *, n_workers: int | None, address: str | None, kind: ClusterKind | None, tls: str | None
+) -> ClusterTable:
+    """Return ``[cluster]`` with what was asked for put over it.
+
+    Raises
+    ------
+    SchemaError
+        ``E-ARGUMENT`` if it does not go together.
+    """
+    asked: dict[str, Any] = {}
+    if address is not None:
+        asked |= {"kind": "address", "address": address}
+    if kind is not None:
+        asked |= {"kind": kind}
+    if tls is not None:
+        asked |= {"tls": str(Path(tls).resolve())}
+    if n_workers is not None:
+        asked |= {"workers": n_workers, "max_workers": None}
+    if address is not None and kind not in {None, "address"}:
+        raise _unfit(f"--scheduler names a scheduler that runs, --cluster {kind} starts one")
+    try:
+        return ClusterTable.model_validate({**table.model_dump(exclude_unset=True), **asked})
+    except ValidationError as error:
+        raise _unfit(error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")) from error
+
+
+def _unfit(problem: str) -> SchemaError:
+    return SchemaError(
+        "E-ARGUMENT",
+        problem,
+        rule="what is asked for with --cluster, --workers, --scheduler and --tls fits [cluster] of the study file",
+        fix="complete [cluster], see docs/clusters.md, or leave the option out",
+    )
 
 
 @contextmanager
