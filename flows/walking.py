@@ -35,7 +35,7 @@ from kconn.overdue import stop_work, watched
 from kconn.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
 from kconn.report.study import write_study_report
 from kconn.run_log import RunLog, keep_log
-from kconn.workbench import Workbench, connected, reported, writing
+from kconn.workbench import Workbench, connected, refuse_what_does_not_fit, reported, writing
 
 #: Tasks that wait at the same time; each waits for one run on the workers.
 WAITING: Final = 32
@@ -129,6 +129,7 @@ def opened(bench: Workbench, resources: Resources, *, command: str) -> Iterator[
         watched(client, 60 * resources.step_minutes),
     ):
         log.info("run %s of kconn; log %s", run_id, kept.name)
+        refuse_what_does_not_fit(bench, client)
         if client is not None:
             log.info("Dask dashboard: %s", client.dashboard_link)
             tell_dashboard(client, bench.pending())

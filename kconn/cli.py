@@ -119,6 +119,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print the steps with what they will cost."""
+    from kconn.cluster import cores
     from kconn.summary import plan_as_json, plan_as_table
     from kconn.workbench import prepare
 
@@ -126,7 +127,7 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(plan_as_json(bench), indent=1) + "\n")
     else:
-        _console().print(plan_as_table(bench))
+        _console().print(plan_as_table(bench, n_workers=arguments.workers or cores()))
     return EXIT_DONE
 
 
@@ -135,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kconn.execution import both, run_plan
     from kconn.progress import show_progress
     from kconn.run_log import keep_log
-    from kconn.workbench import connected, prepare, reported, writing
+    from kconn.workbench import connected, prepare, refuse_what_does_not_fit, reported, writing
 
     bench = prepare(arguments.study, rehash=arguments.rehash)
     console = _console()
@@ -154,6 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
                 reported(client, arguments.performance_report),
             ):
                 console.print(f"run {log.run_id}, log: {log.name}", highlight=False)
+                refuse_what_does_not_fit(bench, client)
                 if client is not None:
                     console.print(f"dashboard: {client.dashboard_link}", highlight=False)
                 with show_progress(console, bench.plan.steps, bench.study.store) as listen:
@@ -296,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     begun.add_argument("--orientation", choices=["time-by-node", "node-by-time"], help="tables: what a row is")
     begun.add_argument("--t-r", type=float, help="repetition time in s, where the files do not state it")
     add("check", check)
-    add("plan", plan).add_argument("--json", action="store_true", help="every step, for other programs")
+    _add_plan_options(add("plan", plan))
     _take_run_options(add("run", run))
     shown = add("status", status).add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="for other programs")
@@ -336,6 +338,11 @@ def _add_tls(commands: Any) -> None:
     made.set_defaults(command=tls_init)
     made.add_argument("folder", help="new or empty folder")
     made.add_argument("--days", type=float, default=365.0, help="how long the certificates hold (default 365)")
+
+
+def _add_plan_options(planned: argparse.ArgumentParser) -> None:
+    planned.add_argument("--json", action="store_true", help="every step, for other programs")
+    planned.add_argument("--workers", type=int, help="workers to tell the hours for (default: one per core)")
 
 
 def _console() -> Any:

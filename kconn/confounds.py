@@ -74,6 +74,12 @@ _AROMA: Final = re.compile(r"aroma_motion_\d+|AROMAAggrComp\d+")
 _ICA: Final = re.compile(r"component_(?P<number>\d+)")
 _COSINE: Final = re.compile(r"cosine_?\d+", re.IGNORECASE)
 
+#: Other columns of preprocessing, no preset among them.
+_OTHER: Final = re.compile(
+    r"csf_wm|framewise_displacement|FramewiseDisplacement|rmsd|(?:std_|std|non\.std|vx\.wisestd)?dvars|dropped_\d+"
+    r"|edge_comp_\d+|outlier_frame_\d+",
+    re.IGNORECASE,
+)
 _TERM: Final = re.compile(r"(?P<base>.+?)(?P<derivative>_derivative1)?(?P<power>_power2)?")
 
 
@@ -506,6 +512,43 @@ def _resolve(entry: str, columns: tuple[str, ...], where: str) -> tuple[Term, ..
         ) from error
     matched = tuple(Term(name=name, source=name) for name in columns if pattern.fullmatch(name))
     return matched or (_refuse(entry, columns, where),)
+
+
+def is_known(name: str) -> bool:
+    """Return whether a column, or what it is the difference or square of, is named as preprocessing names it."""
+    parts = _TERM.fullmatch(name)
+    base = name if parts is None else str(parts["base"])
+    bases = {*MOTION, *TISSUE, *GLOBAL}
+    patterns = (_COMPONENT, _SPIKE, _AROMA, _ICA, _COSINE, _OTHER)
+    return base in bases | {OLD_NAMES[each] for each in bases} or any(each.fullmatch(base) for each in patterns)
+
+
+def name_columns(strategy: Strategy) -> list[str]:
+    """Return what a strategy asks for in names that are its own: those, and patterns, that `is_known` does not tell."""
+    return [entry for entry in strategy.columns if entry not in PRESETS and not is_known(entry)]
+
+
+def keep_columns(names: Sequence[str], named: Sequence[str]) -> list[int]:
+    """Return the positions of the columns that may be kept.
+
+    A table of another tool may hold anything, also about the person: what preprocessing does not name, and no strategy
+    asks for, is left behind.
+
+    Parameters
+    ----------
+    names
+        The columns.
+    named
+        What `name_columns` found.
+    """
+    bases = {entry: str(parts["base"]) if (parts := _TERM.fullmatch(entry)) else entry for entry in named}
+    wanted = {*bases, *bases.values()}
+    asked = [re.compile(entry) for entry, base in bases.items() if not {entry, base} & set(names)]
+    return [
+        i
+        for i, name in enumerate(names)
+        if is_known(name) or name in wanted or any(pattern.fullmatch(name) for pattern in asked)
+    ]
 
 
 def compute_term(name: str, columns: Sequence[str]) -> Term | None:

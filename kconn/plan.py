@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kconn.chunks import BLOCK_BYTES, GATHER_BYTES, MIB, ROW_BYTES
+from kconn.confounds import name_columns
 from kconn.dense_connectome import TILE
 from kconn.io.digests import digest_files
 from kconn.io.files import canonical_json, sha256_bytes
@@ -39,18 +40,27 @@ RUN_LIMITS: Final = {"min_frames", "min_minutes", "min_dof", "max_mean_fd", "max
 SESSION_LIMITS: Final = {"min_session_frames", "min_session_minutes"}
 #: Keys of a node set that its series do not depend on, and those that are files.
 _NOT_OF_SERIES: Final = {"atlas", "maps", "labels", "netmats", "normalise", *MAP_KINDS}
+#: Stage -> values (voxels by frames) per second of one core; test: relabelled values. Measured: docs/reliability.md.
+RATES: Final = {"ingest": 36e6, "denoise": 11e6, "nodes": 21e6, "test": 2e10}
+#: Seconds that every step takes beside its numbers, and per result that it reads.
+_STEP_SECONDS: Final = 0.1
+_READ_SECONDS: Final = 0.02
 #: Bytes that a worker needs beside its arrays: interpreter and libraries, measured as resident after import.
 _BASE_BYTES: Final = 300 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a step will cost, from shapes alone: bytes read and written (before compression), peak memory, tasks."""
+    """What a step will cost, from shapes alone: bytes read and written (before compression), peak memory, tasks.
+
+    ``seconds`` are those of one core as `RATES` has them; it tells hours from days, not minutes from each other.
+    """
 
     bytes_read: int = 0
     bytes_written: int = 0
     memory: int = _BASE_BYTES
     n_tasks: int = 1
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +134,15 @@ class Plan:
     def cohort(self) -> list[Step]:
         """Return the steps of the cohort, in order."""
         return [step for step in self.steps if step.stage in COHORT_STAGES]
+
+    def hours(self, n_workers: int) -> float:
+        """Return the hours that all steps take on so many workers of one thread, as `RATES` has it.
+
+        Runs and permutations are shared out; the other steps of the cohort are walked one after the other.
+        """
+        alone = sum(step.estimate.seconds for step in self.cohort() if step.stage not in ("test", "map-test"))
+        shared = sum(step.estimate.seconds for step in self.steps) - alone
+        return (shared / n_workers + alone) / 3600
 
     def phases(self) -> list[Plan]:
         """Return the parts of the plan that are walked one after the other: in each the runs, then the cohort.
@@ -352,17 +371,27 @@ class _Builder:
             params |= {"orientation": inputs.orientation, "has_header": inputs.has_header}
         if self.study.denoise.smoothing_fwhm != "none":
             params["smoothing_fwhm"] = self.study.denoise.smoothing_fwhm
+        if columns := name_columns(self.study.strategy):
+            params["columns"] = columns
         if self.study.regressors:
             params["regressors"] = {
                 name: table.model_dump(mode="json", exclude={"pattern"})
                 for name, table in self.study.regressors.items()
             }
         estimate = Estimate(
+            seconds=facts.n_voxel * facts.n_time / RATES["ingest"],
             bytes_read=facts.n_bytes,
             bytes_written=facts.n_voxel * facts.n_time * self._itemsize(facts),
             memory=_BASE_BYTES + min(2 * ROW_BYTES, 2 * facts.n_voxel * facts.n_time * self._itemsize(facts)),
         )
-        return self._step("ingest", facts.where, facts.where, files=facts.files, params=params, estimate=estimate)
+        return self._step(
+            "ingest",
+            facts.where,
+            facts.where,
+            files=facts.files,
+            params=params,
+            estimate=estimate,
+        )
 
     def _denoise(self, facts: RunFacts, ingest: Step) -> Step:
         limits = self.study.quality.model_dump(mode="json", include=RUN_LIMITS)
@@ -374,6 +403,7 @@ class _Builder:
             params["erode"] = self.study.compcor.erode
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
+            seconds=facts.n_voxel * facts.n_time / RATES["denoise"],
             bytes_read=facts.n_voxel * facts.n_time * self._itemsize(facts),
             bytes_written=n_bytes,
             memory=_BASE_BYTES + min(6 * BLOCK_BYTES, 6 * n_bytes) + 16 * facts.n_time**2,
@@ -476,6 +506,7 @@ class _Builder:
         n_node = len(self.survey.node_names[name])
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
+            seconds=facts.n_voxel * facts.n_time / RATES["nodes"],
             bytes_read=n_bytes + facts.n_voxel * facts.n_time * self._itemsize(facts),
             bytes_written=2 * 8 * n_node * facts.n_time,
             memory=_BASE_BYTES + min(4 * BLOCK_BYTES, 4 * n_bytes),
@@ -521,8 +552,11 @@ class _Builder:
             "permutation": permutation.model_dump(mode="json", exclude={"max_mem"}),
             **self._people_params(),
         }
+        n_value = permutation.n_perm * n_feature * max(1, len(cohort.upstream) - 1)
         estimate = Estimate(
-            bytes_read=cohort.estimate.bytes_written, bytes_written=8 * (24 * n_feature + permutation.n_perm)
+            bytes_read=cohort.estimate.bytes_written,
+            bytes_written=8 * (24 * n_feature + permutation.n_perm),
+            seconds=n_value / RATES["test"],
         )
         step = self._step(
             "test" if of is None else "map-test",
@@ -561,6 +595,8 @@ class _Builder:
             "files": {role: digests[path] for role, path in files.items()},
             "upstream": [[str(up.address), up.key] for up in reads],
         }
+        estimate = estimate or Estimate()
+        overhead = _STEP_SECONDS + _READ_SECONDS * len(reads)
         return Step(
             stage=stage,
             address=Address(path=path, step=stage),
@@ -570,7 +606,7 @@ class _Builder:
             upstream=reads,
             params=params,
             digests=digests,
-            estimate=estimate or Estimate(),
+            estimate=replace(estimate, seconds=estimate.seconds + overhead),
         )
 
 

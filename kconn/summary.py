@@ -16,7 +16,7 @@ from rich.table import Table
 from kconn.errors import StoreError
 from kconn.exclusions import EVERYTHING, list_exclusions
 from kconn.io import cubes, store
-from kconn.plan import COHORT_STAGES, RUN_STAGES, Step
+from kconn.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
 from kconn.stages.running import ALPHA, LEVEL, Running, find_running
 from kconn.workbench import Workbench
 
@@ -26,11 +26,11 @@ _TESTS: Final = frozenset({"test", "map-test"})
 _PAUSE: Final = 2.0
 
 
-def plan_as_table(bench: Workbench) -> Table:
-    """Return one row per stage: steps, how many are there already, bytes, memory and tasks."""
+def plan_as_table(bench: Workbench, *, n_workers: int) -> Table:
+    """Return one row per stage: steps, how many are there already, bytes, memory, tasks, hours of one core and of N."""
     pending = {step.address for step in bench.pending()}
     table = Table(title=f"{bench.study.study.name}: {len(bench.plan.steps)} steps, {len(pending)} to do")
-    for title in ("stage", "steps", "to do", "reads", "writes at most", "memory per worker", "tasks"):
+    for title in ("stage", "steps", "to do", "reads", "writes at most", "memory per worker", "tasks", "core hours"):
         table.add_column(title, justify="left" if title == "stage" else "right")
     for stage in (*RUN_STAGES, *COHORT_STAGES):
         steps = [step for step in bench.plan.steps if step.stage == stage]
@@ -45,7 +45,11 @@ def plan_as_table(bench: Workbench) -> Table:
             _bytes(sum(step.estimate.bytes_written for step in todo)),
             _bytes(max(step.estimate.memory for step in steps)),
             str(sum(step.estimate.n_tasks for step in todo)),
+            f"{sum(step.estimate.seconds for step in todo) / 3600:.2f}",
         )
+    left = Plan(steps=tuple(step for step in bench.plan.steps if step.address in pending), code=bench.plan.code)
+    hours = ", ".join(f"{left.hours(n):.2g} h on {n}" for n in sorted({1, n_workers, 4 * n_workers}))
+    table.caption = f"about {hours} workers of one core"
     return table
 
 

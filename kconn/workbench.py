@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client, performance_report
+from distributed.system import MEMORY_LIMIT
 from pydantic import ValidationError
 
 from kconn import cluster
@@ -86,6 +87,31 @@ def writing(bench: Workbench) -> Iterator[None]:
                 fix="free space, or put [study] store on another disk",
             )
         yield
+
+
+def refuse_what_does_not_fit(bench: Workbench, client: Client | None) -> None:
+    """Refuse, before any compute, a step that needs more memory than a worker has, or without workers this machine.
+
+    Raises
+    ------
+    ResourceError
+        ``E-MEM``.
+    """
+    if client is None:
+        limits = [MEMORY_LIMIT]
+    else:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]]
+    largest = max(bench.pending(), key=lambda step: step.estimate.memory, default=None)
+    if largest is None or not limits or largest.estimate.memory <= min(limits):
+        return
+    raise ResourceError(
+        "E-MEM",
+        f"{largest.stage} needs about {largest.estimate.memory / 1e6:.0f} MB, a worker has {min(limits) / 1e6:.0f} MB",
+        where=largest.where,
+        rule="every step fits in the memory of a worker",
+        fix="give each worker more memory: fewer workers on this machine, or a larger limit",
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from kconn.errors import InputError
-from kconn.io.files import canonical_json, sha256_file, write_atomic
+from kconn.io.files import canonical_json, sha256_bytes, sha256_file, write_atomic
 
 _MEMORY: Final = "digests.json"
 
@@ -33,19 +33,20 @@ def digest_files(folder: Path, paths: Iterable[str], *, memory: Path | None) -> 
     """
     remembered = _recall(memory)
     unique = sorted(set(paths))
+    names = [sha256_bytes(path.encode()) for path in unique]  # a path may identify a person: none is kept
     with ThreadPoolExecutor(max_workers=2) as pool:
-        found = dict(zip(unique, pool.map(lambda path: _digest(folder, path, remembered), unique), strict=True))
-    if memory is not None and any(remembered.get(path) != entry for path, entry in found.items()):
+        entries = pool.map(lambda path, name: _digest(folder, path, remembered.get(name)), unique, names)
+        found = dict(zip(names, entries, strict=True))
+    if memory is not None and any(remembered.get(name) != entry for name, entry in found.items()):
         write_atomic(memory / _MEMORY, canonical_json({**remembered, **found}))
-    return {path: entry[-1] for path, entry in found.items()}
+    return {path: found[name][-1] for path, name in zip(unique, names, strict=True)}
 
 
-def _digest(folder: Path, path: str, remembered: dict[str, list[str]]) -> list[str]:
+def _digest(folder: Path, path: str, known: list[str] | None) -> list[str]:
     file = folder / path
     try:
         status = file.stat()
         state = [str(status.st_size), str(status.st_mtime_ns), str(status.st_ino)]
-        known = remembered.get(path)
         return known if known and known[:-1] == state else [*state, sha256_file(file)]
     except OSError as error:
         raise InputError(

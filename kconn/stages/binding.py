@@ -36,12 +36,16 @@ class Job:
 
     @property
     def target(self) -> Target:
-        """The group that this job publishes, with its provenance. It names no host, user, time or absolute path."""
+        """The group that this job publishes, with its provenance.
+
+        It names no host, user, time or path: a file is named by its role and its SHA-256, since the name of a file may
+        identify a person.
+        """
         step = self.step
         provenance = {
             "stage": step.stage,
             "params": dict(step.params),
-            "files": {role: {"path": path, "sha256": step.digests[path]} for role, path in step.files.items()},
+            "files": {role: step.digests[path] for role, path in step.files.items()},
             "upstream": {str(up.address): up.key for up in step.upstream},
             "software": software_versions(),
         }

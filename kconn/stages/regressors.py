@@ -8,7 +8,7 @@ import xarray as xr
 
 from kconn import schema
 from kconn.compcor import estimate_compcor
-from kconn.confounds import Header, Strategy, find_strategy
+from kconn.confounds import Header, Strategy, find_strategy, keep_columns
 from kconn.io.regressors import TableForm, read_run_regressors
 from kconn.noise_regions import load_noise_regions
 from kconn.stages.binding import Job
@@ -16,15 +16,18 @@ from kconn.study import unless_off
 
 
 def add_regressors(job: Job, ds: xr.Dataset) -> xr.Dataset:
-    """Add `confounds` ``(time, confound)`` of every table of the run, with what is known of its columns as attrs."""
+    """Add `confounds` ``(time, confound)``: the columns of its tables that may be kept, with what is known as attrs."""
     forms = {name: TableForm.of(fields) for name, fields in job.step.params.get("regressors", {}).items()}
     files = {role: job.folder / path for role, path in job.step.files.items()}
     found = read_run_regressors(files, forms, n_time=ds.sizes["time"], t_r=float(ds.attrs["t_r"]), where=job.step.where)
     if found is None:
         return ds
-    header = Header(names=found.names, compcor=found.compcor, noise_components=found.noise_components)
-    table = xr.Variable(("time", "confound"), found.values, header.attrs)
-    return ds.assign(confounds=table).assign_coords(confound=("confound", np.array(found.names, dtype=object)))
+    kept = keep_columns(found.names, job.step.params.get("columns", []))
+    names = tuple(found.names[i] for i in kept)
+    compcor = {name: entry for name, entry in found.compcor.items() if name in names}
+    header = Header(names=names, compcor=compcor, noise_components=found.noise_components)
+    table = xr.Variable(("time", "confound"), found.values[:, kept], header.attrs)
+    return ds.assign(confounds=table).assign_coords(confound=("confound", np.array(names, dtype=object)))
 
 
 def chosen_strategy(job: Job) -> Strategy:
