@@ -148,6 +148,7 @@ def run_test(arrangement: Arrangement, *, checkpoint: Checkpoint | None = None) 
         dtype=options["dtype"],
         max_mem=options["max_mem"],
         checkpoint=checkpoint,
+        feature_covariates=test.baseline,
         stopping=None if options["stopping"] == "none" else Sequential(n_exceed=options["stopping"]),
     )
 

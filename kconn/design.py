@@ -61,6 +61,8 @@ class TestInput:
         Subject, or session of a subject -> why it is not in the test.
     questions
         Contrast -> the test in one sentence.
+    baseline
+        ``(observation, edge)``, a nuisance regressor of each edge, or None.
     """
 
     __test__ = False  # no test class, whatever its name makes pytest think
@@ -72,6 +74,7 @@ class TestInput:
     sign_flip: bool
     left_out: dict[str, str]
     questions: dict[str, str]
+    baseline: xr.DataArray | None = None
 
     @property
     def is_set(self) -> bool:
@@ -140,15 +143,21 @@ def build_test(
         observed = [_observe_session(netmat, subject, session) for subject, session in pairs]
     else:
         observed = [_observe_subject(netmat, subject, hypothesis) for subject in rows.index]
-    data = xr.concat(observed, dim="observation", coords="minimal", compat="override", join="exact")
+    baseline, words = None, made.words
+    if hypothesis.baseline is not None:
+        before = [_average_side(_rows_of(netmat, subject), hypothesis.baseline) for subject in rows.index]
+        baseline = _stack(before, rows.index)
+        given = f"; given its value in {' and '.join(hypothesis.baseline)}"
+        words = {name: sentence + given for name, sentence in words.items()}
     return TestInput(
-        data=data.assign_coords(observation=("observation", np.asarray(rows.index, dtype=object))),
+        data=_stack(observed, rows.index),
         design=made.design,
         contrasts=made.contrasts,
         rows=rows,
         sign_flip=hypothesis.tests_mean,
         left_out=left_out,
-        questions=made.words,
+        questions=words,
+        baseline=baseline,
     )
 
 
@@ -249,11 +258,20 @@ def _supply(rows: pd.DataFrame, supplied: SuppliedDesign, hypothesis: Hypothesis
     return Regressors(design=supplied.design.loc[rows.index], contrasts=contrasts, words=words)
 
 
+def _stack(observed: Sequence[xr.DataArray], names: pd.Index[Any]) -> xr.DataArray:
+    stacked = xr.concat(observed, dim="observation", coords="minimal", compat="override", join="exact")
+    return stacked.assign_coords(observation=("observation", np.asarray(names, dtype=object)))
+
+
+def _rows_of(netmat: xr.DataArray, subject: Any) -> xr.DataArray:
+    """Return the sessions of one subject by name: sums of more than two depend on their order in the last bit."""
+    rows = netmat[netmat["subject"].to_numpy() == subject]
+    return rows[np.argsort(rows["session"].to_numpy().astype(str), kind="stable")]
+
+
 def _observe_subject(netmat: xr.DataArray, subject: Any, hypothesis: Hypothesis) -> xr.DataArray:
     """Return the ``(edge)`` row of one subject: the mean of its sessions, or a change between sessions."""
-    rows = netmat[netmat["subject"].to_numpy() == subject]
-    # Sums of more than two depend on their order in the last bit.
-    rows = rows[np.argsort(rows["session"].to_numpy().astype(str), kind="stable")]
+    rows = _rows_of(netmat, subject)
     by_session = rows["session"].to_numpy()
     if hypothesis.sides is not None:
         before, after = (_average_side(rows, side) for side in hypothesis.sides)

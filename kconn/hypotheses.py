@@ -41,6 +41,8 @@ class Hypothesis:
         the sessions that are compared, the first the reference.
     change
         ``(A, B)``: the data are B - A per subject. Either may be several sessions, which are averaged first.
+    baseline
+        Sessions, averaged per subject, whose value of each feature is a nuisance regressor of that feature.
     where
         Column -> value or values of the rows that are kept.
     rows
@@ -55,6 +57,7 @@ class Hypothesis:
     levels: tuple[Any, Any] | Mapping[str, Any] | None = None
     sessions: tuple[str, ...] | None = None
     change: tuple[str | tuple[str, ...], str | tuple[str, ...]] | None = None
+    baseline: tuple[str, ...] | None = None
     where: Mapping[str, Any] | None = None
     rows: Literal["subject", "session"] | None = None
     weights: Any = None
@@ -78,7 +81,8 @@ class Hypothesis:
     @property
     def needed(self) -> tuple[str, ...]:
         """The sessions that a subject must have, where they are named."""
-        return self.sessions or () if self.sides is None else (*self.sides[0], *self.sides[1])
+        tested = self.sessions or () if self.sides is None else (*self.sides[0], *self.sides[1])
+        return tuple(dict.fromkeys((*tested, *(self.baseline or ()))))
 
     @property
     def span(self) -> tuple[str, str] | None:

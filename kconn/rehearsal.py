@@ -10,6 +10,7 @@ import xarray as xr
 
 from kconn.arguments import refuse_unused
 from kconn.contrasts import Arrangement, find_neighbours, read_tfce
+from kconn.features import join_covariates, read_features
 from kconn.kernels import glm
 from kconn.linear_model import Model, read_design, read_groups
 from kconn.missing import check_refit
@@ -73,8 +74,10 @@ def rehearse_test(arrangement: Arrangement, *, n_perm: int = 2, feature: Feature
         regression=options["regression"],
         variance_groups=read_groups(arrangement.variance_groups, observations, options["regression"]),
         convention=options["convention"],
-        has_feature_covariates=False,
+        has_feature_covariates=test.baseline is not None,
     )
+    if test.baseline is not None:
+        join_covariates(read_features(data), data, observations, model)
     plan = plan_tests(read_contrasts(test.contrasts, columns, joint=options["joint_fwe"]), model, exchange)
     statistic, threshold, tfce = options["statistic"], options["threshold"], read_tfce(options)
     if statistic in {"edge", "voxel"}:

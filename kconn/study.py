@@ -649,6 +649,10 @@ class ContrastTable(PermutationTable):
             description="[A, B]: the data are B - A per subject; [[A1, A2], B]: B minus the mean of A1 and A2",
         ),
     ] = None
+    baseline: Annotated[
+        list[str] | None,
+        Field(min_length=1, description="sessions whose value of each feature is a nuisance regressor of that feature"),
+    ] = None
     where: Annotated[
         dict[str, Cell | list[Cell]], Field(description="keep rows whose column has this value, or one of these")
     ] = Field(default_factory=dict)
@@ -684,6 +688,12 @@ class ContrastTable(PermutationTable):
     def visit_pairs(self) -> list[tuple[str, str]]:
         """Return every session before with every session after."""
         return [(before, after) for before, after in product(*self._sides())] if self.change else []
+
+    @model_validator(mode="after")
+    def _baseline_fits_the_rows(self) -> Self:
+        if self.baseline is not None and (self.test == "repeated" or self.rows == "session"):
+            raise ValueError("'baseline' belongs to tests whose rows are subjects")
+        return self
 
     @model_validator(mode="after")
     def _fits_the_test(self) -> Self:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 import xarray as xr
 
 from kconn.contrasts import arrange_test, describe_exchange, run_test, split_contrasts
@@ -264,3 +265,41 @@ def test_network_pairs__are_those_that_share_a_node():
     expected = {frozenset((a, b)) for a in range(15) for b in range(a) if ends[a] & ends[b]}
     assert pairs == expected
     assert len(network_pairs(node_i, node_j)) == len(expected)
+
+
+def test_run_test__the_baseline_of_each_edge_is_its_own_nuisance():
+    """Post given pre, edge by edge: the analysis of covariance of statsmodels."""
+    result = run_test(arrange({**GROUPS, "sessions": ["post"], "baseline": ["pre"]}))
+    post, pre = (NETMAT.to_numpy().reshape(N, 2, 6)[:, i] for i in range(2))
+    for edge in range(6):
+        table = PEOPLE.assign(post=post[:, edge], pre=pre[:, edge], treated=(PEOPLE.group == "a").astype(float))
+        fit = smf.ols("post ~ treated + age + pre", table).fit()
+        np.testing.assert_allclose(result["stat"][0, edge], fit.tvalues["treated"], rtol=1e-9)
+        np.testing.assert_allclose(result["effect"][0, edge], fit.params["treated"], rtol=1e-9)
+    assert (
+        "given its value in pre"
+        in arrange({**GROUPS, "sessions": ["post"], "baseline": ["pre"]}).test.questions["tested"]
+    )
+
+
+def test_run_test__the_baseline_does_not_depend_on_the_order_of_sessions():
+    table = ContrastTable.model_validate({**GROUPS, "n_perm": 60, "sessions": ["post"], "baseline": ["pre"]})
+    options = table.model_dump(mode="json", include=set(ContrastTable.__mro__[1].model_fields))
+    params = {"hypothesis": table.hypothesis, "permutation": options}
+    order = np.random.default_rng(3).permutation(2 * N)
+    first, again = (run_test(arrange_test(data, PEOPLE, None, params, {})) for data in (NETMAT, NETMAT[order]))
+    xr.testing.assert_identical(first, again)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sessions": ["post"], "baseline": ["never"]},
+        {"sessions": ["post"], "baseline": ["pre"], "regression": "manly"},
+        {"sessions": ["post"], "baseline": ["pre"], "variance_groups": "group"},
+        {"sessions": ["post"], "baseline": ["pre"], "missing": "refit"},
+    ],
+)
+def test_rehearse_test__refuses_a_baseline_that_cannot_be(keys):
+    with pytest.raises(KconnError):
+        rehearse_test(arrange({**GROUPS, **keys}))
