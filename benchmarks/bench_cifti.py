@@ -20,10 +20,10 @@ import numpy as np
 
 from benchmarks.bench_ingest_rss import ingest
 from benchmarks.side_by_side import compare
+from kconn.connect.nodes import find_dense_members, nodes_from_dense_labels
 from kconn.grayordinates import Grayordinates
 from kconn.io import cifti, cifti_write
 from kconn.kernels.parcellation import mean_members, sum_members
-from kconn.nodes import find_dense_members, nodes_from_dense_labels
 
 N_VERTEX, WALL, N_VOXEL, N_TIME, N_NODE = 32492, 2784, 31870, 1200, 400
 LEFT, RIGHT, DEEP = (f"CIFTI_STRUCTURE_{name}" for name in ("CORTEX_LEFT", "CORTEX_RIGHT", "CEREBELLUM_LEFT"))

@@ -20,9 +20,9 @@ from nilearn.signal import clean
 
 from benchmarks.side_by_side import MIB, compare
 from kconn.chunks import plan_voxel_blocks
+from kconn.clean.confounds import MOTION, build_columns, select_terms
+from kconn.clean.denoising import denoise
 from kconn.cluster import connect
-from kconn.confounds import MOTION, build_columns, select_terms
-from kconn.denoising import denoise
 
 #: One run of the Human Connectome Project in grayordinates.
 N_TIME, N_VOXEL, T_R = 1200, 91_282, 0.72

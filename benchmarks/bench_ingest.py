@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from kconn.io import store
-from kconn.workbench import prepare
+from kconn.study.workbench import prepare
 
 N_REPEAT = 3
 GRID, N_TIME = (64, 76, 64), 300

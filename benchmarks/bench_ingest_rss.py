@@ -65,7 +65,7 @@ def ingest(study: Path) -> None:
     """Run the ingest stage and print the highest memory this process ever had, and what its imports took."""
     from kconn.io import store  # noqa: PLC0415 - only the child pays for these
     from kconn.stages import run_job  # noqa: PLC0415
-    from kconn.workbench import prepare  # noqa: PLC0415
+    from kconn.study.workbench import prepare  # noqa: PLC0415
 
     bench = prepare(study)
     store.create_store(bench.study.store)

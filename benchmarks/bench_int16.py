@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from kconn.denoising import denoise
+from kconn.clean.denoising import denoise
 from kconn.io import cubes, nifti, store
 from kconn.io.store import Address, Target
 from kconn.kernels.blas import single_thread

@@ -14,8 +14,8 @@ from nilearn.connectome import ConnectivityMeasure
 from sklearn.covariance import EmpiricalCovariance
 
 from benchmarks.side_by_side import compare
-from kconn.cohort import project_tangent
-from kconn.netmats import estimate_netmats
+from kconn.connect.cohort import project_tangent
+from kconn.connect.netmats import estimate_netmats
 
 N_SUBJECT, N_NODE, N_TIME = 100, 200, 488
 

@@ -15,8 +15,8 @@ from nilearn.signal import clean
 
 from benchmarks.side_by_side import compare
 from kconn.chunks import plan_voxel_blocks
-from kconn.parcellation import nodes_from_labels, nodes_from_spheres, parcellate
-from kconn.seedmaps import estimate_seed_maps
+from kconn.connect.parcellation import nodes_from_labels, nodes_from_spheres, parcellate
+from kconn.connect.seedmaps import estimate_seed_maps
 
 SHAPE, N_TIME, N_NODE, N_SEED = (72, 88, 60), 300, 200, 100
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

@@ -18,7 +18,7 @@ from time import perf_counter, process_time
 import numpy as np
 from nilearn.mass_univariate import permuted_ols
 
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels import tallies
 from kconn.kernels.blas import single_thread
 

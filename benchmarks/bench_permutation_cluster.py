@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.bench_permutation import N_FEATURE, N_OBS, simulate
 from kconn.cluster import connect
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 
 
 def spent() -> float:

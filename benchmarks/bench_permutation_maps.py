@@ -16,7 +16,7 @@ import xarray as xr
 from nilearn.mass_univariate._utils import calculate_cluster_measures, calculate_tfce
 from scipy import ndimage
 
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels import clusters
 
 SHAPE = (91, 109, 91)

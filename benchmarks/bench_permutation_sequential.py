@@ -14,7 +14,7 @@ from statistics import median
 from time import perf_counter, process_time
 
 from benchmarks.bench_permutation import N_FEATURE, N_OBS, simulate
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels.sequential import Sequential
 
 

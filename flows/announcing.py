@@ -21,8 +21,8 @@ from prefect.events import emit_event
 from flows.places import REPORTS_URL, link_report
 from kconn.exclusions import list_exclusions
 from kconn.io import cubes
-from kconn.plan import Step
-from kconn.workbench import Workbench
+from kconn.study.plan import Step
+from kconn.study.workbench import Workbench
 
 STUDY_FINISHED: Final = "kconn-study.finished"
 RUN_EXCLUDED: Final = "kconn-run.excluded"

@@ -12,10 +12,11 @@ from kconn.errors import CODES, KconnError, StoreError, first_of
 from kconn.io import store
 from kconn.io.layout import Run
 from kconn.io.store import Address
-from kconn.plan import make_plan
-from kconn.study import Study, read_study
-from kconn.survey import RunFacts, find_runs, read_people, survey_study
-from kconn.workbench import Workbench
+from kconn.study.examination import RunFacts
+from kconn.study.file import Study, read_study
+from kconn.study.plan import make_plan
+from kconn.study.survey import find_runs, read_people, survey_study
+from kconn.study.workbench import Workbench
 
 #: Problems that compare runs: they say nothing about which of them is the wrong one.
 _OF_ALL: Final = frozenset({"E-BRAIN-MODELS"})

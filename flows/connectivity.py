@@ -12,8 +12,8 @@ from flows import inference, ingest
 from flows.places import locate_study
 from flows.shell import run_from_shell
 from flows.walking import WAITING, Resources, in_words, opened, walk
-from kconn.plan import COHORT_STAGES, RUN_STAGES
-from kconn.workbench import prepare
+from kconn.study.plan import COHORT_STAGES, RUN_STAGES
+from kconn.study.workbench import prepare
 
 STAGES: Final = tuple(
     stage for stage in (*RUN_STAGES, *COHORT_STAGES) if stage not in {*ingest.STAGES, *inference.STAGES}

@@ -11,8 +11,8 @@ from flows.server import embedded_server
 from flows.study import run_study
 from kconn.cli import EXIT_DONE, EXIT_USAGE, guarded
 from kconn.report.study import recover_planted
-from kconn.scaffold import write_simulated_study
-from kconn.workbench import prepare
+from kconn.study.scaffold import write_simulated_study
+from kconn.study.workbench import prepare
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.places import locate_study
 from flows.shell import run_from_shell
 from flows.walking import WAITING, Resources, in_words, opened, walk
-from kconn.workbench import prepare
+from kconn.study.workbench import prepare
 
 STAGES: Final = ("ingest",)
 

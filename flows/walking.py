@@ -32,10 +32,10 @@ from kconn.errors import KconnError, StoreError, unforeseen
 from kconn.execution import Event, run_chain, run_cohort_step
 from kconn.io import store
 from kconn.overdue import stop_work, watched
-from kconn.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
 from kconn.report.study import write_study_report
 from kconn.run_log import RunLog, keep_log
-from kconn.workbench import Workbench, connected, refuse_what_does_not_fit, reported, writing
+from kconn.study.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
+from kconn.study.workbench import Workbench, connected, refuse_what_does_not_fit, reported, writing
 
 #: Tasks that wait at the same time; each waits for one run on the workers.
 WAITING: Final = 32

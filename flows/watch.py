@@ -18,7 +18,7 @@ from flows.places import locate_study
 from flows.shell import run_from_shell
 from flows.walking import WAITING, Resources, finish, in_words, opened, walk, walk_runs
 from kconn.errors import ResourceError, StoreError
-from kconn.plan import RUN_STAGES
+from kconn.study.plan import RUN_STAGES
 
 
 @flow(

@@ -65,7 +65,7 @@ def guarded(call: Callable[[], int], *, study: str | None) -> int:
 
 def simulate(arguments: argparse.Namespace) -> int:
     """Write a simulated trial and its study file."""
-    from kconn.scaffold import write_simulated_study
+    from kconn.study.scaffold import write_simulated_study
 
     path = write_simulated_study(
         Path(arguments.folder), n_subjects_per_group=arguments.subjects, layout=arguments.layout, seed=arguments.seed
@@ -76,7 +76,7 @@ def simulate(arguments: argparse.Namespace) -> int:
 
 def init(arguments: argparse.Namespace) -> int:
     """Look at a folder and write a commented study file."""
-    from kconn.scaffold import Pattern, write_study_file
+    from kconn.study.scaffold import Pattern, write_study_file
 
     pattern = None
     if arguments.pattern is not None:
@@ -94,8 +94,8 @@ def init(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Validate everything that can be validated without computing, and list all that is wrong."""
-    from kconn.study import Study, parse_study
-    from kconn.survey import survey_study
+    from kconn.study.file import Study, parse_study
+    from kconn.study.survey import survey_study
 
     study = parse_study(arguments.study)
     if not isinstance(study, Study):
@@ -120,8 +120,8 @@ def check(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """Print the steps with what they will cost."""
     from kconn.cluster import cores
+    from kconn.study.workbench import prepare
     from kconn.summary import plan_as_json, plan_as_table
-    from kconn.workbench import prepare
 
     bench = prepare(arguments.study)
     if arguments.json:
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kconn.execution import both, run_plan
     from kconn.progress import show_progress
     from kconn.run_log import keep_log
-    from kconn.workbench import connected, prepare, refuse_what_does_not_fit, reported, writing
+    from kconn.study.workbench import connected, prepare, refuse_what_does_not_fit, reported, writing
 
     bench = prepare(arguments.study, rehash=arguments.rehash)
     console = _console()
@@ -169,8 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """Print how far a study and its tests are, and which runs were left out."""
+    from kconn.study.workbench import prepare
     from kconn.summary import status_as_json, status_as_table, watch_status
-    from kconn.workbench import prepare
 
     bench = prepare(arguments.study)
     if arguments.watch:
@@ -185,7 +185,7 @@ def status(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     """Read every published byte and compare it with its seal."""
     from kconn.io import store
-    from kconn.study import read_study
+    from kconn.study.file import read_study
 
     path = Path(arguments.study)
     root = path if path.is_dir() else read_study(path).store
@@ -202,7 +202,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write the report again from what is published."""
-    from kconn.workbench import prepare
+    from kconn.study.workbench import prepare
 
     bench = prepare(arguments.study)
     _write_report(bench)
@@ -212,8 +212,8 @@ def report(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write series, netmats and statistics as BIDS-derivative files."""
-    from kconn.export import export_study
-    from kconn.workbench import prepare
+    from kconn.export.study import export_study
+    from kconn.study.workbench import prepare
 
     bench = prepare(arguments.study)
     n_files = export_study(bench, Path(arguments.out), images=arguments.images)
@@ -223,8 +223,8 @@ def export(arguments: argparse.Namespace) -> int:
 
 def design(arguments: argparse.Namespace) -> int:
     """Write the design of a contrast as files for FSL randomise or PALM, with the ids of its rows."""
-    from kconn.design_files import write_design
-    from kconn.workbench import prepare
+    from kconn.export.designs import write_design
+    from kconn.study.workbench import prepare
 
     written = write_design(prepare(arguments.study), arguments.contrast, Path(arguments.out), form=arguments.format)
     of = "the observations of the results" if written.from_results else "every run as if it were usable"
@@ -235,7 +235,7 @@ def design(arguments: argparse.Namespace) -> int:
 def clean(arguments: argparse.Namespace) -> int:
     """Remove results that newer ones have replaced, and leftovers of killed runs."""
     from kconn.io import store
-    from kconn.study import read_study
+    from kconn.study.file import read_study
 
     root = read_study(arguments.study).store
     store.check_store(root)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn.io import cubes
-from kconn.plan import Step
 from kconn.stages.cohort import NOTHING_LEFT
-from kconn.workbench import Workbench
+from kconn.study.plan import Step
+from kconn.study.workbench import Workbench
 
 #: Steps at which something may be left out, in their order.
 STEPS: Final = ("participants", "run", "session", "nodes", "contrast")

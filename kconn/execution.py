@@ -15,8 +15,8 @@ from kconn import stages
 from kconn.errors import KconnError, ResourceError
 from kconn.io.store import Address
 from kconn.overdue import OVERDUE, stop_work
-from kconn.plan import Plan, Step
 from kconn.stages import Job, Outcome
+from kconn.study.plan import Plan, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,8 @@ from rich.progress import (
 from rich.text import Text
 
 from kconn.execution import Event, Listener
-from kconn.plan import Step
 from kconn.stages.running import find_running
+from kconn.study.plan import Step
 
 _VERBS: Final = {
     "ingest": "read runs",

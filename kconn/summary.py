@@ -16,9 +16,9 @@ from rich.table import Table
 from kconn.errors import StoreError
 from kconn.exclusions import EVERYTHING, list_exclusions
 from kconn.io import cubes, store
-from kconn.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
 from kconn.stages.running import ALPHA, LEVEL, Running, find_running
-from kconn.workbench import Workbench
+from kconn.study.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
+from kconn.study.workbench import Workbench
 
 #: Stages with permutations.
 _TESTS: Final = frozenset({"test", "map-test"})

@@ -12,24 +12,28 @@ from typing import Final
 #: Libraries whose arithmetic or files reach a result.
 LIBRARIES: Final = ("dask", "formulaic", "nibabel", "numba", "numpy", "pandas", "scipy", "xarray", "zarr")
 # These show or transport results and cannot change one.
-_NO_RESULT: Final = (
-    "__init__.py",
-    "cli.py",
-    "cluster.py",
-    "cluster_table.py",
-    "dask_settings.py",
-    "errors.py",
-    "execution.py",
-    "export.py",
-    "kubernetes.py",
-    "progress.py",
-    "report",
-    "scaffold.py",
-    "slurm.py",
-    "summary.py",
-    "testing",
-    "tls.py",
-    "workbench.py",
+_NO_RESULT: Final = frozenset(
+    {
+        "__init__.py",
+        "cli.py",
+        "cluster.py",
+        "cluster_table.py",
+        "dask_settings.py",
+        "errors.py",
+        "execution.py",
+        "export",
+        "kubernetes.py",
+        "overdue.py",
+        "progress.py",
+        "report",
+        "run_log.py",
+        "study/scaffold.py",
+        "slurm.py",
+        "summary.py",
+        "testing",
+        "tls.py",
+        "study/workbench.py",
+    }
 )
 
 
@@ -40,7 +44,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if name.parts[0] not in _NO_RESULT:
+        if not {name.parts[0], name.as_posix()} & _NO_RESULT:
             digest.update(name.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{version('kconn')}+{digest.hexdigest()[:12]}"
 

@@ -10,7 +10,9 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from kconn import errors, schema, study
+from kconn import errors, schema
+from kconn.study import connection_tables, input_tables, table, test_tables
+from kconn.study import file as study
 
 DOCS = Path(__file__).parents[1] / "docs"
 _KINDS = {"f": "float", "i": "integer", "u": "unsigned", "b": "true/false"}
@@ -69,14 +71,18 @@ def _errors():
 
 
 def _keys(model):
-    only = {key: f"layout {' or '.join(of)}" for key, of in study.LAYOUTS_OF.items()}
-    only |= {key: " or ".join(of) for key, of in study.SOURCE_OF.items()}
+    only = {key: f"layout {' or '.join(of)}" for key, of in input_tables.LAYOUTS_OF.items()}
+    only |= {key: " or ".join(of) for key, of in connection_tables.SOURCE_OF.items()}
     rows = []
-    shared = study.PermutationTable.model_fields if model is study.ContrastTable else ()
+    shared = test_tables.PermutationTable.model_fields if model is test_tables.ContrastTable else ()
     for key, field in model.model_fields.items():
         if _is_table(field.annotation) or key == "folder" or key in shared:
             continue
-        of = f" ({only[key]} only)" if model in {study.InputsTable, study.NodesTable} and key in only else ""
+        of = (
+            f" ({only[key]} only)"
+            if model in {input_tables.InputsTable, connection_tables.NodesTable} and key in only
+            else ""
+        )
         rows.append([f"`{key}`", _type(field), _default(field), f"{field.description or _about(key)}{of}"])
     return _table(["key", "type", "default", "meaning"], rows)
 
@@ -118,7 +124,7 @@ def _values_of(rule):
 def _words(annotation):
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in {typing.Union, types.UnionType}:
-        cell = set(typing.get_args(study.Cell))
+        cell = set(typing.get_args(table.Cell))
         shown = ["value"] if cell <= set(args) else []
         shown += [_words(arg) for arg in args if arg is not type(None) and not (shown and arg in cell)]
         return " or ".join(shown)

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kconn.blocks import code_blocks, read_groups, refuse_dependent
 from kconn.errors import DesignError
+from kconn.infer.blocks import code_blocks, read_groups, refuse_dependent
 
 ROWS = pd.DataFrame(
     {

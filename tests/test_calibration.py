@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 
 pytestmark = pytest.mark.slow
 

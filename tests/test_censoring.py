@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.censoring import censor
-from kconn.confounds import MOTION
+from kconn.clean.censoring import censor
+from kconn.clean.confounds import MOTION
+from kconn.clean.frames import framewise_displacement
+from kconn.clean.quality import estimate_dvars
 from kconn.errors import KconnError
-from kconn.frames import framewise_displacement
-from kconn.quality import estimate_dvars
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 from dask.callbacks import Callback
 
-from kconn.checkpoint import Checkpoint, fingerprint
-from kconn.inference import permutation_test
+from kconn.infer.checkpoint import Checkpoint, fingerprint
+from kconn.infer.inference import permutation_test
 from kconn.io import checkpoints
 from kconn.kernels import tasks
 

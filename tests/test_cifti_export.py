@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from nibabel.cifti2 import cifti2_axes
 
-from kconn.cifti_export import parcels_of
+from kconn.connect.nodes import drop_nodes, join_nodes, nodes_from_dense_labels, nodes_from_spheres
 from kconn.execution import run_plan
-from kconn.export import export_study
+from kconn.export.cifti import parcels_of
+from kconn.export.study import export_study
 from kconn.io import cifti, cifti_write, cubes
 from kconn.io.store import Address
-from kconn.nodes import drop_nodes, join_nodes, nodes_from_dense_labels, nodes_from_spheres
+from kconn.study.workbench import prepare, writing
 from kconn.testing import simulate_study
-from kconn.workbench import prepare, writing
 from tests import cifti_files as made
 
 STUDY = """

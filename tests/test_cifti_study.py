@@ -19,10 +19,10 @@ from kconn.execution import run_plan
 from kconn.grayordinates import read_grayordinates
 from kconn.io import cifti, cifti_write, cubes
 from kconn.io.store import Address
-from kconn.study import read_study
-from kconn.survey import survey_study
+from kconn.study.file import read_study
+from kconn.study.survey import survey_study
+from kconn.study.workbench import prepare, writing
 from kconn.testing import simulate_study
-from kconn.workbench import prepare, writing
 from tests import cifti_files as made
 
 SMALL = {"n_nodes": 8, "n_time": 100, "t_r": 0.8, "grid_shape": (10, 12, 10), "n_high_motion_runs": 0}

@@ -551,7 +551,7 @@ def test_run__says_when_the_disk_is_full(tmp_path, count):
 @pytest.mark.faults("bad input")
 def test_main__an_error_that_nobody_foresaw_is_kept_in_a_log(tmp_path, capsys, monkeypatch):
     study = small_study(tmp_path)
-    monkeypatch.setattr("kconn.survey.survey_study", lambda _: 1 / 0)
+    monkeypatch.setattr("kconn.study.survey.survey_study", lambda _: 1 / 0)
     code, _, err = run_here(capsys, "check", study)
     assert code == cli.EXIT_ERROR
     assert err.startswith("E-INTERNAL kconn failed with ZeroDivisionError\n")

@@ -13,8 +13,8 @@ from kconn.cluster import connect
 from kconn.cluster_table import ClusterTable
 from kconn.dask_settings import GUARDED, ONE_THREAD, SETTINGS, as_environment
 from kconn.errors import KconnError, SchemaError
-from kconn.study import read_study
-from kconn.workbench import choose_cluster, prepare
+from kconn.study.file import read_study
+from kconn.study.workbench import choose_cluster, prepare
 from tests.small_study import small_study, write_study
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 from nilearn.connectome import ConnectivityMeasure
 
-from kconn.cohort import (
+from kconn.connect.cohort import (
     assemble,
     average_runs,
     average_sessions,
@@ -16,11 +16,11 @@ from kconn.cohort import (
     scale_to_unrelated,
     ward_order,
 )
+from kconn.connect.netmats import ar1_z, estimate_ar1, estimate_netmats, fisher_z
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.netmats import pack_edges, unpack_edges
 from kconn.kernels.tangent import geometric_mean
 from kconn.kernels.tangent import project_tangent as project_tangent_space
-from kconn.netmats import ar1_z, estimate_ar1, estimate_netmats, fisher_z
 
 NAMES = ("a", "b", "c", "d", "e")
 

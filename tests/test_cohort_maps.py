@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.cohort_maps import assemble_maps, mark_data
+from kconn.connect.cohort_maps import assemble_maps, mark_data
 from kconn.errors import InputError, SchemaError
 
 AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])

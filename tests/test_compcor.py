@@ -8,9 +8,9 @@ import xarray as xr
 from nilearn.signal import clean
 from scipy.linalg import subspace_angles
 
-from kconn.compcor import estimate_compcor
-from kconn.confounds import Strategy
-from kconn.denoising import denoise
+from kconn.clean.compcor import estimate_compcor
+from kconn.clean.confounds import Strategy
+from kconn.clean.denoising import denoise
 from kconn.errors import KconnError
 from kconn.kernels.compcor import components
 
@@ -88,7 +88,7 @@ def test_components__tell_their_share_of_variance():
 
 
 def test_estimate_compcor__is_lazy_and_has_the_same_bits_for_any_chunks(run, region, monkeypatch):
-    monkeypatch.setattr("kconn.compcor.plan_voxel_blocks", lambda _n_voxel, _n_time: 20)
+    monkeypatch.setattr("kconn.clean.compcor.plan_voxel_blocks", lambda _n_voxel, _n_time: 20)
     choices = {"n_component": 3, "high_pass": 0.01, "prefix": "c"}
     eager = estimate_compcor(run, region, **choices)
 
@@ -100,7 +100,7 @@ def test_estimate_compcor__is_lazy_and_has_the_same_bits_for_any_chunks(run, reg
 
 
 def test_estimate_compcor__by_variance_has_the_same_bits_for_any_chunks(run, region, monkeypatch):
-    monkeypatch.setattr("kconn.compcor.plan_voxel_blocks", lambda _n_voxel, _n_time: 20)
+    monkeypatch.setattr("kconn.clean.compcor.plan_voxel_blocks", lambda _n_voxel, _n_time: 20)
     choices = {"n_component": None, "variance": 0.8, "high_pass": 0.01, "prefix": "c"}
 
     eager = estimate_compcor(run, region, **choices)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kconn.confounds import OLD_NAMES, PRESETS, Term, add_cosines, build_columns, select_terms
+from kconn.clean.confounds import OLD_NAMES, PRESETS, Term, add_cosines, build_columns, select_terms
 from kconn.errors import InputError
 
 NEW = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "white_matter", "csf", "global_signal"]

@@ -6,14 +6,14 @@ import pytest
 import statsmodels.formula.api as smf
 import xarray as xr
 
-from kconn.contrasts import arrange_test, describe_exchange, run_test, split_contrasts
 from kconn.errors import KconnError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.io import designs
 from kconn.kernels.clusters import Tfce, network_pairs
 from kconn.kernels.sequential import Sequential
-from kconn.rehearsal import rehearse_test
-from kconn.study import ContrastTable
+from kconn.study.contrasts import arrange_test, describe_exchange, run_test, split_contrasts
+from kconn.study.rehearsal import rehearse_test
+from kconn.study.test_tables import ContrastTable
 
 N = 12
 SUBJECTS = [f"{i:02d}" for i in range(1, N + 1)]

@@ -6,7 +6,7 @@ import xarray as xr
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
-from kconn.decomposition import find_components, match_templates, merge_reduced, reduce_run
+from kconn.connect.decomposition import find_components, match_templates, merge_reduced, reduce_run
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.group_pca import estimate_dimension
 from kconn.kernels.ica import find_sources

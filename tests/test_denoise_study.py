@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from kconn.censoring import censor
-from kconn.denoising import denoise
-from kconn.despiking import despike
+from kconn.clean.censoring import censor
+from kconn.clean.denoising import denoise
+from kconn.clean.despiking import despike
+from kconn.clean.smoothing import smooth
 from kconn.io import cubes, store
-from kconn.plan import make_plan
 from kconn.report.bibliography import Bibliography
 from kconn.report.methods import _denoising
-from kconn.smoothing import smooth
 from kconn.stages.job import Job, run_job
-from kconn.study import read_study
-from kconn.survey import survey_study
+from kconn.study.file import read_study
+from kconn.study.plan import make_plan
+from kconn.study.survey import survey_study
 from tests.small_study import small_study
 
 

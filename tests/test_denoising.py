@@ -9,11 +9,11 @@ import pytest
 import xarray as xr
 from nilearn.signal import clean
 
-from kconn.censoring import censor
-from kconn.confounds import build_columns, select_terms
-from kconn.denoising import denoise
+from kconn.clean.censoring import censor
+from kconn.clean.confounds import build_columns, select_terms
+from kconn.clean.denoising import denoise
+from kconn.clean.frames import framewise_displacement
 from kconn.errors import CODES, InputError, KconnError, SchemaError
-from kconn.frames import framewise_displacement
 from kconn.testing import simulate_run
 
 NAMES = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "white_matter", "csf", "global_signal"]
@@ -262,7 +262,7 @@ def test_denoise__butterworth_leaves_nothing_along_filtered_confounds(run):
 
 
 def test_denoise__butterworth_has_the_same_bits_for_any_chunks(run, monkeypatch):
-    monkeypatch.setattr("kconn.denoising.plan_voxel_blocks", lambda _n_voxel, _n_time: 13)
+    monkeypatch.setattr("kconn.clean.denoising.plan_voxel_blocks", lambda _n_voxel, _n_time: 13)
     ds = drop_without_mirror(run)
     eager = denoise(ds, confounds="12P", **BUTTERWORTH)
 
@@ -429,7 +429,7 @@ def test_denoise__works_on_tables(run):
 @pytest.mark.parametrize("low_pass", [None, 0.1])
 def test_denoise__has_the_same_bits_for_any_chunks(run, chunks, low_pass, monkeypatch):
     # A grid of several blocks, as a brain has; eager and lazy share it.
-    monkeypatch.setattr("kconn.denoising.plan_voxel_blocks", lambda _n_voxel, _n_time: 13)
+    monkeypatch.setattr("kconn.clean.denoising.plan_voxel_blocks", lambda _n_voxel, _n_time: 13)
     choices = {"confounds": "9P", "high_pass": 0.008, "low_pass": low_pass}
     eager = denoise(censor(run, fd_threshold=60.0, n_dummy=2), **choices)
 

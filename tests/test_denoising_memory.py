@@ -17,7 +17,7 @@ MAX_RISE_MIB = 200
 SCRIPT = """
 import resource, sys
 import dask, xarray as xr
-from kconn.denoising import denoise
+from kconn.clean.denoising import denoise
 run = xr.open_zarr(sys.argv[1], consolidated=False)
 with dask.config.set(scheduler="synchronous"):
     clean = denoise(run, confounds="36P", high_pass=0.008, low_pass=0.09, filter=sys.argv[3])[["denoised", "df_left"]]

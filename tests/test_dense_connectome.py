@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.dense_connectome import estimate_dense_connectome, estimate_strongest, mirror_tiles
+from kconn.connect.dense_connectome import estimate_dense_connectome, estimate_strongest, mirror_tiles
 from kconn.errors import InputError
 from kconn.kernels import dense as kernel
 

@@ -2,10 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.errors import InputError, SchemaError
-from kconn.grayordinates import read_grayordinates
-from kconn.io import cifti
-from kconn.nodes import (
+from kconn.connect.nodes import (
     drop_nodes,
     find_dense_members,
     find_members,
@@ -15,8 +12,11 @@ from kconn.nodes import (
     nodes_from_labels,
     nodes_from_spheres,
 )
-from kconn.nodesets import load_nodes
-from kconn.parcellation import parcellate
+from kconn.connect.parcellation import parcellate
+from kconn.errors import InputError, SchemaError
+from kconn.grayordinates import read_grayordinates
+from kconn.io import cifti
+from kconn.study.nodesets import load_nodes
 from tests import cifti_files as made
 
 

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from kconn.io import store
-from kconn.plan import RUN_STAGES
-from kconn.workbench import prepare
+from kconn.study.plan import RUN_STAGES
+from kconn.study.workbench import prepare
 from tests.table_study import add_subject, logs_folder, steps_of, table_study
 from tests.warm_shell import ROOT
 

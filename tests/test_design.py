@@ -6,9 +6,9 @@ import pytest
 import statsmodels.api as sm
 import xarray as xr
 
-from kconn.design import Hypothesis, build_test
 from kconn.errors import DesignError
-from kconn.inference import permutation_test
+from kconn.infer.design import Hypothesis, build_test
+from kconn.infer.inference import permutation_test
 
 SUBJECTS = [f"{i:02d}" for i in range(1, 13)]
 RNG = np.random.default_rng(4)

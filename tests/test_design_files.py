@@ -8,13 +8,13 @@ import pytest
 import xarray as xr
 
 from kconn.cli import EXIT_DONE, EXIT_ERROR, main
-from kconn.contrasts import run_test
-from kconn.design_files import write_design
 from kconn.errors import KconnError
+from kconn.export.designs import write_design
 from kconn.io import designs
-from kconn.study import read_study
-from kconn.survey import arrange_contrast, expect_cohort
-from kconn.workbench import prepare
+from kconn.study.contrasts import run_test
+from kconn.study.file import read_study
+from kconn.study.survey import arrange_contrast, expect_cohort
+from kconn.study.workbench import prepare
 from tests.small_study import small_study
 
 CONTRASTS = {

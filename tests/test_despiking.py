@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.despiking import despike
+from kconn.clean.despiking import despike
 from kconn.kernels.despiking import despike as despike_rows
 
 
@@ -63,7 +63,7 @@ def test_despike__is_lazy_and_has_the_same_bits_for_any_chunks(x, chunks, monkey
     def no_compute(*_args, **_kwargs):
         raise AssertionError("computed while building the graph")
 
-    monkeypatch.setattr("kconn.despiking.plan_voxel_blocks", lambda _n_voxel, _n_time: 6)
+    monkeypatch.setattr("kconn.clean.despiking.plan_voxel_blocks", lambda _n_voxel, _n_time: 6)
     run = xr.Dataset({"bold": (("voxel", "time"), x.astype("f4"))}, attrs={"t_r": 2.0})
     eager = despike(run)
 

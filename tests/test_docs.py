@@ -14,7 +14,7 @@ import pytest
 import kconn
 from kconn import cli, schema
 from kconn.errors import CODES
-from kconn.study import Study
+from kconn.study.file import Study
 from tests import doc_tables
 
 ROOT = Path(__file__).parents[1]

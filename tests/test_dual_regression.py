@@ -8,7 +8,7 @@ import xarray as xr
 from nilearn.maskers import NiftiMapsMasker
 from statsmodels.api import OLS, add_constant
 
-from kconn.dual_regression import (
+from kconn.connect.dual_regression import (
     average_maps,
     check_maps,
     extract_map_series,
@@ -16,9 +16,9 @@ from kconn.dual_regression import (
     regress_maps,
     regress_series,
 )
+from kconn.connect.parcellation import find_uncovered
+from kconn.connect.spatial_maps import nodes_from_maps
 from kconn.errors import InputError, SchemaError
-from kconn.parcellation import find_uncovered
-from kconn.spatial_maps import nodes_from_maps
 
 AFFINE = np.array([[-3.0, 0, 0, 30], [0, 3, 0, -30], [0, 0, 3, -20], [0, 0, 0, 1]])
 SHAPE = (9, 8, 7)

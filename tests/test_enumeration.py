@@ -8,7 +8,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from kconn.errors import DesignError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 
 N_FEATURE, MANY = 6, 6000
 

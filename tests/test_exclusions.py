@@ -9,8 +9,8 @@ from kconn.exclusions import count_flow, list_exclusions, summarise
 from kconn.execution import run_plan
 from kconn.io import cubes
 from kconn.report.study import write_study_report
+from kconn.study.workbench import prepare, writing
 from kconn.summary import status_as_json
-from kconn.workbench import prepare, writing
 from tests.small_study import ATLAS, run_file, small_study
 
 

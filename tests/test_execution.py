@@ -14,7 +14,7 @@ from kconn.errors import InputError, KconnError, ResourceError
 from kconn.execution import run_plan
 from kconn.io import store
 from kconn.stages import STAGES
-from kconn.workbench import prepare, writing
+from kconn.study.workbench import prepare, writing
 from tests.small_study import small_study
 
 ONE_SAMPLE = {"groups": None, "mean": {"test": "one-sample"}}

@@ -16,12 +16,12 @@ import pytest
 from kconn.cli import EXIT_DONE, EXIT_ERROR, main
 from kconn.errors import KconnError
 from kconn.execution import run_plan
-from kconn.export import _run_name, export_study
+from kconn.export.study import _run_name, export_study
 from kconn.io import cubes
 from kconn.io.layout import Run
 from kconn.kernels.netmats import unpack_edges
+from kconn.study.workbench import prepare, writing
 from kconn.testing import simulate_study
-from kconn.workbench import prepare, writing
 
 SMALL = {"n_subjects_per_group": 2, "n_nodes": 8, "n_time": 120, "grid_shape": (10, 12, 10), "n_effect_edges": 2}
 ATLAS = "derivatives/atlas/space-MNI152NLin2009cAsym_atlas-sim_dseg"

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.cohort import assemble
+from kconn.connect.cohort import assemble
+from kconn.connect.families import average_families, average_networks, select_families
+from kconn.connect.netmats import estimate_netmats, fisher_z
 from kconn.errors import InputError, SchemaError
-from kconn.families import average_families, average_networks, select_families
 from kconn.kernels.netmats import unpack_edges
-from kconn.netmats import estimate_netmats, fisher_z
 
 NETWORK = {"a": "dmn", "b": "vis", "c": "dmn", "d": "lim", "e": "vis", "f": "dmn"}
 

@@ -16,7 +16,7 @@ from kconn import stages
 from kconn.cli import main
 from kconn.io import store
 from kconn.io.store import Address, Target
-from kconn.workbench import prepare, writing
+from kconn.study.workbench import prepare, writing
 from tests.small_study import published, small_study
 from tests.warm_shell import ROOT, Ended
 

@@ -29,7 +29,7 @@ from kconn.execution import run_chain, run_plan
 from kconn.io import store
 from kconn.overdue import watched
 from kconn.stages import STAGES
-from kconn.workbench import prepare, writing
+from kconn.study.workbench import prepare, writing
 from tests.small_study import small_study
 from tests.table_study import last_log, steps_of, table_study
 from tests.warm_shell import ROOT

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from kconn.errors import DesignError
-from kconn.formulas import evaluate_formula
+from kconn.infer.formulas import evaluate_formula
 
 TABLE = pd.DataFrame(
     {"age": [20.0, 30, 50, 71], "sex": list("fmfm"), "site": list("abca"), "a b": [1.0, 4, 9, 16]},

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from kconn.clean.frames import framewise_displacement, sample_mask, whole
 from kconn.errors import InputError, SchemaError
-from kconn.frames import framewise_displacement, sample_mask, whole
 
 MOTION = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"]
 

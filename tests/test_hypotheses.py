@@ -8,9 +8,9 @@ import xarray as xr
 from patsy import dmatrix
 from statsmodels.stats.anova import AnovaRM, anova_lm
 
-from kconn.design import Hypothesis, SuppliedDesign, build_test
 from kconn.errors import DesignError
-from kconn.inference import permutation_test
+from kconn.infer.design import Hypothesis, SuppliedDesign, build_test
+from kconn.infer.inference import permutation_test
 
 SUBJECTS = [f"{i:02d}" for i in range(1, 16)]
 SESSIONS = ["pre", "mid", "post"]

@@ -12,7 +12,7 @@ from distributed import Client
 from scipy import stats
 
 from kconn.errors import DesignError, ResourceError, SchemaError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 
 N_OBS = 20
 N_FEATURE = 40

@@ -6,10 +6,10 @@ from nilearn import datasets
 
 from kconn.errors import StudyFileError
 from kconn.io.coordinates import SPHERE_TABLES, read_published_spheres
-from kconn.nodesets import load_nodes
 from kconn.report.bibliography import Bibliography
 from kconn.report.methods import cite_spheres
-from kconn.study import read_study
+from kconn.study.file import read_study
+from kconn.study.nodesets import load_nodes
 from tests.small_study import write_study
 
 

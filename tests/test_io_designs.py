@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kconn.errors import InputError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.io import designs
 
 MATRIX = np.column_stack([np.ones(6), [0, 1, 0, 1, 0, 1], np.array([0.1, 1 / 3, -2.5e-7, 4, 1e9, 0])])

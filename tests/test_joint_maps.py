@@ -5,8 +5,8 @@ import pytest
 import xarray as xr
 
 from kconn.errors import SchemaError
-from kconn.inference import permutation_test
-from kconn.joint_maps import correct_over_nodes
+from kconn.infer.inference import permutation_test
+from kconn.infer.joint_maps import correct_over_nodes
 
 N_OBS, N_VOXEL = 14, 27
 IJK = dict(zip("ijk", np.unravel_index(np.arange(N_VOXEL), (3, 3, 3), order="F"), strict=True))

@@ -4,7 +4,7 @@ import statsmodels.api as sm
 import xarray as xr
 
 from kconn.errors import DesignError, SchemaError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels import glm
 from kconn.kernels.feature_covariates import plan_feature_covariates
 from kconn.kernels.permutation import plan_shuffling

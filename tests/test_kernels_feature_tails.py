@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels import feature_tails
 
 N_OBS = 24

@@ -8,7 +8,7 @@ from distributed import Client
 from scipy import ndimage, stats
 
 from kconn.errors import ResourceError, SchemaError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels import clusters
 
 N_OBS, N_NODE = 16, 12

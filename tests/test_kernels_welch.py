@@ -5,7 +5,7 @@ from statsmodels.stats.oneway import anova_oneway
 from statsmodels.stats.weightstats import ttest_ind
 
 from kconn.errors import DesignError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels import glm, tallies, welch
 from kconn.kernels.permutation import plan_shuffling
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import kconn
+from kconn.connect.kinds import KINDS, describe_unit
+from kconn.connect.netmats import AR1_KINDS, ESTIMATORS, FULL_RANK, PENALTY, UNBOUNDED, estimate_ar1
 from kconn.io import cubes, store
-from kconn.kinds import KINDS, describe_unit
-from kconn.netmats import AR1_KINDS, ESTIMATORS, FULL_RANK, PENALTY, UNBOUNDED, estimate_ar1
 from tests.small_study import small_study
 
 CONNECTIVITY = {"kinds": list(KINDS), "window_s": 24, "step_s": 8}

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from kconn.execution import run_plan
-from kconn.export import export_study
+from kconn.export.maps import MapWriter, label_nodes, list_map_images
+from kconn.export.study import export_study
 from kconn.io import cubes
 from kconn.io.store import Address
-from kconn.map_export import MapWriter, label_nodes, list_map_images
+from kconn.study.workbench import prepare, writing
 from kconn.testing import simulate_study
-from kconn.workbench import prepare, writing
 from tests.small_study import write_study
 from tests.test_map_stages import AFFINE, GROUPS, PLANTED, SHAPE, write_trial
 

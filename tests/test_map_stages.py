@@ -9,12 +9,12 @@ import pytest
 
 import kconn
 from kconn import cli
+from kconn.connect.seedmaps import estimate_seed_maps
 from kconn.errors import InputError
 from kconn.io import cubes
 from kconn.io.store import Address
-from kconn.seedmaps import estimate_seed_maps
-from kconn.study import read_study
-from kconn.survey import survey_study
+from kconn.study.file import read_study
+from kconn.study.survey import survey_study
 from tests.small_study import ATLAS, small_study, write_study
 
 GROUPS = {"test": "two-sample", "formula": "group", "effect": "group", "levels": ["placebo", "ketamine"]}

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kconn.merge_tree import plan_merges
+from kconn.connect.merge_tree import plan_merges
 
 NAMES = st.sets(st.text(alphabet="abc/-0123456789", max_size=12).map("sub-{}".format), min_size=2, max_size=60)
 

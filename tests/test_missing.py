@@ -7,9 +7,9 @@ import xarray as xr
 from scipy import stats
 
 from kconn.errors import DesignError, SchemaError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
+from kconn.infer.missing import MAX_PATTERNS, Pattern, find_patterns
 from kconn.kernels import glm
-from kconn.missing import MAX_PATTERNS, Pattern, find_patterns
 
 N_OBS = 20
 GROUP = np.arange(N_OBS) % 2

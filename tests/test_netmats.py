@@ -7,9 +7,17 @@ import xarray as xr
 from nilearn.connectome import ConnectivityMeasure
 from sklearn.covariance import EmpiricalCovariance
 
+from kconn.connect.netmats import (
+    ESTIMATORS,
+    ar1_z,
+    estimate_amplitudes,
+    estimate_ar1,
+    estimate_netmats,
+    find_dead,
+    fisher_z,
+)
 from kconn.errors import InputError, SchemaError
 from kconn.kernels import netmats as kernel
-from kconn.netmats import ESTIMATORS, ar1_z, estimate_amplitudes, estimate_ar1, estimate_netmats, find_dead, fisher_z
 
 PENALTIES = {**{kind: {} for kind in ESTIMATORS}, "ridgep": {"rho": 0.1}, "glasso": {"alpha": 0.1}}
 

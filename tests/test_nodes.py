@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from kconn.errors import InputError, SchemaError
-from kconn.nodes import (
+from kconn.connect.nodes import (
     drop_nodes,
     find_members,
     join_nodes,
@@ -12,6 +11,7 @@ from kconn.nodes import (
     nodes_from_labels,
     nodes_from_spheres,
 )
+from kconn.errors import InputError, SchemaError
 
 AFFINE = np.array([[-3.0, 0, 0, 30], [0, 3, 0, -30], [0, 0, 3, -20], [0, 0, 0, 1]])
 SHAPE = (9, 8, 7)

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels import glm
 from kconn.kernels.clusters import Tfce
 

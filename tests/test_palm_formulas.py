@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 from scipy import ndimage, stats
 
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels.clusters import Tfce
 from kconn.kernels.permutation import exchange_tree, plan_shuffling
 

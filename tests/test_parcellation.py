@@ -8,9 +8,9 @@ import xarray as xr
 from nilearn.image import resample_to_img
 from nilearn.maskers import NiftiLabelsMasker, NiftiSpheresMasker
 
+from kconn.connect.nodes import drop_nodes, join_nodes, nodes_from_columns, nodes_from_labels, nodes_from_spheres
+from kconn.connect.parcellation import find_uncovered, parcellate
 from kconn.errors import InputError, SchemaError
-from kconn.nodes import drop_nodes, join_nodes, nodes_from_columns, nodes_from_labels, nodes_from_spheres
-from kconn.parcellation import find_uncovered, parcellate
 
 AFFINE = np.array([[-3.0, 0, 0, 30], [0, 3, 0, -30], [0, 0, 3, -20], [0, 0, 0, 1]])
 SHAPE = (9, 8, 7)

@@ -17,7 +17,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from kconn import stages
 from kconn.io import cubes, store
-from kconn.workbench import prepare, writing
+from kconn.study.workbench import prepare, writing
 from tests import cifti_files
 from tests.small_study import ATLAS, STEM, run_file, small_study, write_study
 from tests.warm_shell import ROOT

@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from kconn.cluster import connect
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 
 from kconn.io import store
-from kconn.plan import make_plan
 from kconn.stages import run_job
+from kconn.study.plan import make_plan
+from kconn.study.workbench import Workbench, prepare, writing
 from kconn.summary import plan_as_json
-from kconn.workbench import Workbench, prepare, writing
 from tests.small_study import ATLAS, run_file, small_study, write_study
 
 GROUPS = {"test": "two-sample", "formula": "group", "effect": "group"}
@@ -104,7 +104,7 @@ def test_make_plan__remembers_digests_until_a_file_changes_and_rehash_reads_all(
 
 def test_make_plan__other_code_changes_every_key(folder, monkeypatch):
     before = keys(folder)
-    monkeypatch.setattr("kconn.plan.code_version", lambda: "0+other")
+    monkeypatch.setattr("kconn.study.plan.code_version", lambda: "0+other")
     assert changed(before, keys(folder)) == EVERY
 
 

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from kconn.censoring import censor
-from kconn.denoising import denoise
+from kconn.clean.censoring import censor
+from kconn.clean.denoising import denoise
+from kconn.clean.quality import estimate_carpet, estimate_courses, estimate_dvars, estimate_motion, estimate_quality
 from kconn.errors import SchemaError
 from kconn.kernels.quality import dvars, dvars_sums, tsnr
-from kconn.quality import estimate_carpet, estimate_courses, estimate_dvars, estimate_motion, estimate_quality
 from kconn.testing import simulate_run
 
 
@@ -164,7 +164,7 @@ def test_estimate_dvars__finds_the_frame_that_jumps(run):
 
 
 def test_estimate_dvars__is_lazy_and_has_the_same_bits_for_any_chunks(run, monkeypatch):
-    monkeypatch.setattr("kconn.quality.plan_voxel_blocks", lambda _n_voxel, _n_time: 50)
+    monkeypatch.setattr("kconn.clean.quality.plan_voxel_blocks", lambda _n_voxel, _n_time: 50)
     eager = estimate_dvars(run)
 
     with dask.config.set(scheduler=no_compute):
@@ -233,7 +233,7 @@ def test_estimate_carpet__small_tables_show_every_column_and_dead_ones_nothing()
 
 
 def test_quality_of_a_run__is_lazy_and_has_the_same_bits_for_any_chunks(run, monkeypatch):
-    monkeypatch.setattr("kconn.quality.plan_voxel_blocks", lambda _n_voxel, _n_time: 50)
+    monkeypatch.setattr("kconn.clean.quality.plan_voxel_blocks", lambda _n_voxel, _n_time: 50)
 
     def quality(ds):
         clean = denoise(ds.drop_vars("confounds"), confounds=None, high_pass=0.01, low_pass=None)

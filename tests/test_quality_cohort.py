@@ -6,14 +6,14 @@ import statsmodels.api as sm
 import xarray as xr
 from scipy.stats import false_discovery_control, pearsonr, spearmanr
 
-from kconn.censoring import censor
-from kconn.cohort import assemble
-from kconn.denoising import denoise
+from kconn.clean.censoring import censor
+from kconn.clean.denoising import denoise
+from kconn.clean.quality import estimate_quality
+from kconn.clean.quality_cohort import MOTION_MEASURES, average_subjects, compare_motion, estimate_qc_fc
+from kconn.connect.cohort import assemble
+from kconn.connect.netmats import estimate_netmats, fisher_z
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.quality import correlate_across, rank_correlation
-from kconn.netmats import estimate_netmats, fisher_z
-from kconn.quality import estimate_quality
-from kconn.quality_cohort import MOTION_MEASURES, average_subjects, compare_motion, estimate_qc_fc
 
 N_OBS, N_NODE = 24, 6
 NODES = [f"n{i}" for i in range(N_NODE)]

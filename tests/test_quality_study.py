@@ -4,8 +4,8 @@ import pytest
 
 from kconn.execution import run_plan
 from kconn.io import cubes
+from kconn.study.workbench import prepare, writing
 from kconn.testing import simulate_study
-from kconn.workbench import prepare, writing
 from tests.small_study import ATLAS, write_study
 
 

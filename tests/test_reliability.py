@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from kconn.connect.reliability import KINDS, estimate_icc
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.reliability import intraclass_correlations
-from kconn.reliability import KINDS, estimate_icc
 
 
 def no_compute(*_args, **_kwargs):

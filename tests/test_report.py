@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from kconn.design import Hypothesis, build_test
 from kconn.errors import SchemaError
-from kconn.inference import permutation_test
+from kconn.infer.design import Hypothesis, build_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels.sequential import Sequential
 from kconn.report import (
     ReportData,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kconn.confounds import PRESETS, STRATEGIES
+from kconn.clean.confounds import PRESETS, STRATEGIES
 from kconn.report.bibliography import REFERENCES
 from kconn.report.confounds import describe_confounds
 

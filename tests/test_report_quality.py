@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from kconn.clean.quality import estimate_carpet, estimate_courses
+from kconn.clean.quality_cohort import MOTION_MEASURES, compare_motion, estimate_qc_fc
 from kconn.exclusions import Exclusion, FlowStage
-from kconn.quality import estimate_carpet, estimate_courses
-from kconn.quality_cohort import MOTION_MEASURES, compare_motion, estimate_qc_fc
 from kconn.report.carpet import N_COLUMN, N_ROW, draw_carpet
 from kconn.report.quality import exclusion_table, flow_boxes, motion_tables, plot_qc_fc
 from kconn.testing import simulate_run

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from kconn.hypotheses import TESTED
-from kconn.inference import permutation_test
+from kconn.infer.hypotheses import TESTED
+from kconn.infer.inference import permutation_test
 from kconn.io import checkpoints
 from kconn.io.store import Address
 from kconn.kernels import tasks
-from kconn.plan import Estimate, Step
 from kconn.stages.running import bind_checkpoint, find_running
+from kconn.study.plan import Estimate, Step
 
 N_OBS = 20
 

@@ -7,9 +7,9 @@ import pytest
 
 from kconn.cli import EXIT_DONE, EXIT_ERROR, main
 from kconn.errors import InputError
-from kconn.scaffold import Pattern, write_simulated_study, write_study_file
-from kconn.study import read_study, table_model
-from kconn.survey import survey_study
+from kconn.study.file import read_study, table_model
+from kconn.study.scaffold import Pattern, write_simulated_study, write_study_file
+from kconn.study.survey import survey_study
 from kconn.testing import simulate_study
 
 SMALL = {"n_subjects_per_group": 1, "n_nodes": 8, "n_time": 120, "grid_shape": (10, 12, 10), "n_effect_edges": 2}

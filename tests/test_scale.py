@@ -9,8 +9,8 @@ import pytest
 
 from kconn.cluster import connect
 from kconn.errors import ResourceError
-from kconn.plan import make_plan
-from kconn.workbench import prepare, refuse_what_does_not_fit
+from kconn.study.plan import make_plan
+from kconn.study.workbench import prepare, refuse_what_does_not_fit
 from tests.small_study import small_study, write_study
 
 pytestmark = pytest.mark.faults("scale")

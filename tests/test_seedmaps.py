@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 from nilearn.maskers import NiftiMasker, NiftiSpheresMasker
 
+from kconn.connect.parcellation import nodes_from_spheres, parcellate
+from kconn.connect.seedmaps import estimate_seed_maps
 from kconn.errors import SchemaError
-from kconn.parcellation import nodes_from_spheres, parcellate
-from kconn.seedmaps import estimate_seed_maps
 
 AFFINE = np.array([[-3.0, 0, 0, 30], [0, 3, 0, -30], [0, 0, 3, -20], [0, 0, 0, 1]])
 SHAPE = (9, 8, 7)

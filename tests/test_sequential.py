@@ -7,7 +7,7 @@ import xarray as xr
 from scipy import stats
 
 from kconn.errors import ResourceError, SchemaError
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
 from kconn.kernels import glm, sequential
 from kconn.kernels.multiple_testing import negative_binomial_limits
 from kconn.kernels.permutation import plan_shuffling
@@ -88,7 +88,7 @@ def test_permutation_test__sequential_agrees_with_all_relabellings(study, option
 def test_permutation_test__sequential_bits_do_not_depend_on_the_cut(study, monkeypatch):
     monkeypatch.setattr(sequential, "FEATURE_BLOCK", 16)
     monkeypatch.setattr(sequential, "GROUP", 64)
-    monkeypatch.setattr("kconn.sequential.GROUP", 64)
+    monkeypatch.setattr("kconn.infer.sequential.GROUP", 64)
     data, design = study
     ids = [f"s{i:02d}" for i in range(N_OBS)]
     labelled = xr.DataArray(data, dims=("observation", "edge"), coords={"observation": ids})

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from kconn.connect.netmats import estimate_netmats
+from kconn.connect.sliding_windows import estimate_variability, estimate_window_netmats, plan_windows
 from kconn.errors import InputError, SchemaError
-from kconn.netmats import estimate_netmats
-from kconn.sliding_windows import estimate_variability, estimate_window_netmats, plan_windows
 
 
 def run(n_node=4, n_time=60, seed=5, t_r=2.0):

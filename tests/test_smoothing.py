@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.denoising import denoise
+from kconn.clean.denoising import denoise
+from kconn.clean.smoothing import smooth
 from kconn.errors import KconnError
 from kconn.kernels.smoothing import sigma_in_voxels, smooth_volumes
-from kconn.smoothing import smooth
 
 AFFINE = np.diag([3.0, 3.0, 4.0, 1.0])
 
@@ -47,7 +47,7 @@ def test_smooth__is_lazy_and_has_the_same_bits_for_any_chunks(run, chunks, monke
     def no_compute(*_args, **_kwargs):
         raise AssertionError("computed while building the graph")
 
-    monkeypatch.setattr("kconn.smoothing.BLOCK_BYTES", 4 * 8 * run.sizes["voxel"])
+    monkeypatch.setattr("kconn.clean.smoothing.BLOCK_BYTES", 4 * 8 * run.sizes["voxel"])
     with dask.config.set(scheduler=no_compute):
         lazy = smooth(run.chunk(chunks), fwhm=5.0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import kconn
-from kconn.dense_connectome import mirror_tiles
+from kconn.connect.dense_connectome import mirror_tiles
 from kconn.io import cubes, store
 from kconn.io.store import Address
 from tests.small_study import small_study

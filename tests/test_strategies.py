@@ -13,8 +13,8 @@ import xarray as xr
 from nilearn.interfaces.fmriprep import load_confounds
 from nilearn.signal import clean
 
-from kconn.confounds import Header, Strategy, build_columns, find_strategy, select
-from kconn.denoising import denoise
+from kconn.clean.confounds import Header, Strategy, build_columns, find_strategy, select
+from kconn.clean.denoising import denoise
 from kconn.errors import InputError, SchemaError
 from kconn.io.regressors import read_run_regressors
 

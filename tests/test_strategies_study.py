@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from nilearn.signal import clean
 
-from kconn.confounds import Strategy, select_terms
-from kconn.denoising import denoise
+from kconn.clean.confounds import Strategy, select_terms
+from kconn.clean.denoising import denoise
 from kconn.errors import StudyFileError
 from kconn.io import cubes, store
-from kconn.plan import make_plan
 from kconn.stages.job import Job, run_job
-from kconn.study import read_study
-from kconn.survey import survey_study
+from kconn.study.file import read_study
+from kconn.study.plan import make_plan
+from kconn.study.survey import survey_study
 from tests.small_study import N_TIME, small_study, write_study
 
 AFFINE = np.diag([3.0, 3, 3, 1])

@@ -3,7 +3,7 @@
 import pytest
 
 from kconn.errors import StudyFileError
-from kconn.study import Study, known_keys, parse_study, read_study
+from kconn.study.file import Study, known_keys, parse_study, read_study
 from tests.small_study import write_study
 
 HEAD = '[study]\nname = "x"\n[inputs]\nlayout = "fmriprep"\nroot = "deriv"\n[nodes.a]\natlas = "a.nii.gz"\n'

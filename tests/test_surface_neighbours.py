@@ -4,10 +4,10 @@ import xarray as xr
 
 from kconn.errors import DesignError, InputError, SchemaError
 from kconn.grayordinates import Grayordinates
-from kconn.inference import permutation_test
+from kconn.infer.inference import permutation_test
+from kconn.infer.surface_neighbours import grayordinate_neighbours
 from kconn.kernels.clusters import Neighbours, Tfce
 from kconn.kernels.surfaces import triangle_pairs, vertex_areas
-from kconn.surface_neighbours import grayordinate_neighbours
 
 N_OBS = 14
 WALL = [3, 17, 18]

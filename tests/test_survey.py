@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from kconn.errors import StudyFileError
-from kconn.plan import make_plan
-from kconn.study import read_study
-from kconn.survey import survey_study
+from kconn.study.file import read_study
+from kconn.study.plan import make_plan
+from kconn.study.survey import survey_study
 
 AFFINE = np.diag([3.0, 3, 3, 1])
 IMAGES = """
@@ -68,7 +68,7 @@ def test_survey_study__images_of_any_pipeline(tmp_path):
         "sidecar": "data/p1/pre/rest.json",
     }
     ingest = make_plan(study, survey).steps[0]
-    assert ingest.params == {"layout": "images", "t_r": None, "space": "MNI152"}
+    assert ingest.params == {"layout": "images", "t_r": None, "space": "MNI152", "columns": ["x"]}
 
 
 def test_survey_study__lists_every_image_that_its_sidecar_contradicts(tmp_path):

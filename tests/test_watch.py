@@ -12,8 +12,8 @@ from flows.arriving import look_for_arrivals
 from flows.study import run_study
 from flows.watch import run_watch
 from kconn.io import store
-from kconn.plan import COHORT_STAGES, RUN_STAGES
-from kconn.workbench import prepare, writing
+from kconn.study.plan import COHORT_STAGES, RUN_STAGES
+from kconn.study.workbench import prepare, writing
 from tests.small_study import run_file, small_study
 from tests.table_study import add_subject, last_log, steps_of, table_study
 from tests.warm_shell import ROOT

@@ -9,7 +9,7 @@ import pytest
 from kconn import cli
 from kconn.cluster import connect
 from kconn.execution import run_plan
-from kconn.workbench import prepare, writing
+from kconn.study.workbench import prepare, writing
 from tests.small_study import small_study
 from tests.table_study import table_study
 from tests.warm_shell import ROOT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kconn.confounds import PRESETS, STRATEGIES, Strategy, find_strategy
+from kconn.clean.confounds import PRESETS, STRATEGIES, Strategy, find_strategy
 from kconn.report.words import count
 
 #: What is said, and the references for it.

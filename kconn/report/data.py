@@ -12,10 +12,10 @@ import pandas as pd
 import xarray as xr
 
 from kconn import schema
-from kconn.design import Hypothesis, name_row
+from kconn.connect.kinds import KINDS, describe_unit
 from kconn.errors import SchemaError
 from kconn.exclusions import Exclusion, FlowStage
-from kconn.kinds import KINDS, describe_unit
+from kconn.infer.design import Hypothesis, name_row
 
 BoolArray = npt.NDArray[np.bool_]
 

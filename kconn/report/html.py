@@ -16,7 +16,7 @@ import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from kconn.cohort import group_mean, list_missing, node_names, ward_order
+from kconn.connect.cohort import group_mean, list_missing, node_names, ward_order
 from kconn.kernels.netmats import unpack_edges
 from kconn.report import figures
 from kconn.report.bibliography import Bibliography, Reference

@@ -11,17 +11,17 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from kconn.contrasts import split_contrasts
-from kconn.design import Hypothesis
+from kconn.connect.kinds import KINDS
 from kconn.exclusions import count_flow, list_exclusions, tabulate_exclusions
+from kconn.infer.design import Hypothesis
 from kconn.io import cubes, derivatives
 from kconn.io.files import write_atomic
-from kconn.kinds import KINDS
-from kconn.plan import Step
 from kconn.report.data import Recovery, ReportData, TestedContrast, describe_contrast, recover_truth
 from kconn.report.html import write_report
+from kconn.study.contrasts import split_contrasts
+from kconn.study.plan import Step
+from kconn.study.workbench import Workbench
 from kconn.versions import software_versions
-from kconn.workbench import Workbench
 
 #: The known answer that `kconn simulate` writes beside the runs.
 _TRUTH = "truth.tsv"

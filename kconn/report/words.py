@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from kconn.hypotheses import Hypothesis
+from kconn.infer.hypotheses import Hypothesis
 from kconn.report.data import TestedContrast
 
 MINUS: Final = "\N{MINUS SIGN}"

@@ -9,7 +9,7 @@ import xarray as xr
 
 from kconn.io import checkpoints, cubes, store
 from kconn.io.store import Address, Target
-from kconn.plan import Step
+from kconn.study.plan import Step
 from kconn.versions import software_versions
 
 

@@ -11,13 +11,13 @@ import pandas as pd
 import xarray as xr
 
 from kconn import schema
-from kconn.cohort import assemble, average_runs, project_tangent, scale_to_unrelated
-from kconn.contrasts import arrange_test, describe_exchange, run_test
+from kconn.connect.cohort import assemble, average_runs, project_tangent, scale_to_unrelated
 from kconn.errors import InputError
 from kconn.io import tables
 from kconn.stages.binding import Job, exclusion
 from kconn.stages.quality import find_short_sessions, quality_rows, run_of, split_path, summarise_sessions
 from kconn.stages.running import bind_checkpoint
+from kconn.study.contrasts import arrange_test, describe_exchange, run_test
 
 #: Why a subject is in no test of a cohort that it could have been in.
 NOTHING_LEFT: Final = "every run or session was left out"

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import xarray as xr
 from dask.base import compute
 
-from kconn.dense_connectome import DenseRuns, find_strongest, gather_runs, join_strongest
+from kconn.connect.dense_connectome import DenseRuns, find_strongest, gather_runs, join_strongest
 from kconn.errors import InputError
+from kconn.infer.scheduling import count_threads
 from kconn.io import checkpoints, cubes, tiles
-from kconn.scheduling import count_threads
 from kconn.stages.binding import Job, exclusion
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from kconn.decomposition import find_components, match_templates, merge_reduced, reduce_run
-from kconn.dual_regression import place_maps
+from kconn.connect.decomposition import find_components, match_templates, merge_reduced, reduce_run
+from kconn.connect.dual_regression import place_maps
 from kconn.errors import InputError, StudyFileError
 from kconn.io import cubes
-from kconn.nodesets import load_templates
 from kconn.stages.binding import Job, excluded, exclusion
+from kconn.study.nodesets import load_templates
 
 
 def reduce_denoised_run(job: Job) -> None:

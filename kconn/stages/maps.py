@@ -8,16 +8,16 @@ import numpy as np
 import xarray as xr
 
 from kconn.chunks import plan_maps
-from kconn.cohort_maps import PLACE_ATTRS, MapVariable, assemble_maps, mark_data
-from kconn.dual_regression import regress_series
+from kconn.connect.cohort_maps import PLACE_ATTRS, MapVariable, assemble_maps, mark_data
+from kconn.connect.dual_regression import regress_series
+from kconn.connect.seedmaps import estimate_seed_maps
 from kconn.errors import DesignError
+from kconn.infer.joint_maps import correct_over_nodes
 from kconn.io import cubes
-from kconn.joint_maps import correct_over_nodes
-from kconn.seedmaps import estimate_seed_maps
 from kconn.stages.binding import Job, excluded, exclusion
 from kconn.stages.cohort import run_contrast, select_runs
 from kconn.stages.quality import split_path, summarise_sessions
-from kconn.study import MapKind
+from kconn.study.connection_tables import MapKind
 
 #: Kind of map -> the variable that holds it.
 VARIABLE_OF: Final[dict[MapKind, MapVariable]] = {"seedmap": "seed_map", "subjectmap": "subject_map"}

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from kconn.cohort import assemble, average_runs
+from kconn.clean.quality_cohort import average_subjects, estimate_qc_fc
+from kconn.connect.cohort import assemble, average_runs
+from kconn.connect.netmats import estimate_netmats, fisher_z
 from kconn.errors import InputError
-from kconn.formulas import evaluate_formula
+from kconn.infer.formulas import evaluate_formula
 from kconn.io import tables
-from kconn.netmats import estimate_netmats, fisher_z
-from kconn.quality_cohort import average_subjects, estimate_qc_fc
 from kconn.stages.binding import Job, exclusion
 from kconn.stages.quality import find_short_sessions, quality_rows, run_of, split_path, summarise_sessions
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from kconn.clean.quality_cohort import MOTION_MEASURES, compare_motion
 from kconn.io import tables
-from kconn.quality_cohort import MOTION_MEASURES, compare_motion
 from kconn.stages.binding import Job, exclusion
-from kconn.study import unless_off
+from kconn.study.table import unless_off
 
 #: Columns of the quality table that are numbers of a run.
 _NUMBERS: Final = (

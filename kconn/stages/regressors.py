@@ -7,12 +7,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn import schema
-from kconn.compcor import estimate_compcor
-from kconn.confounds import Header, Strategy, find_strategy, keep_columns
+from kconn.clean.compcor import estimate_compcor
+from kconn.clean.confounds import Header, Strategy, find_strategy, keep_columns
 from kconn.io.regressors import TableForm, read_run_regressors
-from kconn.noise_regions import load_noise_regions
 from kconn.stages.binding import Job
-from kconn.study import unless_off
+from kconn.study.noise_regions import load_noise_regions
+from kconn.study.table import unless_off
 
 
 def add_regressors(job: Job, ds: xr.Dataset) -> xr.Dataset:

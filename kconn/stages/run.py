@@ -11,28 +11,28 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn import schema
-from kconn.censoring import censor
-from kconn.denoising import denoise
-from kconn.despiking import despike
-from kconn.dual_regression import extract_map_series
+from kconn.clean.censoring import censor
+from kconn.clean.denoising import denoise
+from kconn.clean.despiking import despike
+from kconn.clean.frames import MotionBand
+from kconn.clean.quality import estimate_carpet, estimate_courses, estimate_motion, estimate_quality
+from kconn.connect.dual_regression import extract_map_series
+from kconn.connect.kinds import KINDS
+from kconn.connect.netmats import count_frames, estimate_ar1, estimate_netmats, fisher_z
+from kconn.connect.parcellation import NodeSet, find_atlas_coverage, parcellate
+from kconn.connect.sliding_windows import estimate_variability, estimate_window_netmats
+from kconn.connect.spatial_maps import SpatialMaps, nodes_from_components
 from kconn.errors import InputError, KconnError
-from kconn.frames import MotionBand
 from kconn.grayordinates import COORDS
 from kconn.io import cifti, cubes, nifti, tables
 from kconn.io.cifti import Parcels, SeriesHeader
 from kconn.io.nifti import BoldHeader
 from kconn.io.nifti_header import MatrixHeader
 from kconn.kernels.smoothing import sigma_in_voxels, smooth_volumes
-from kconn.kinds import KINDS
-from kconn.netmats import count_frames, estimate_ar1, estimate_netmats, fisher_z
-from kconn.nodesets import load_nodes
-from kconn.parcellation import NodeSet, find_atlas_coverage, parcellate
-from kconn.quality import estimate_carpet, estimate_courses, estimate_motion, estimate_quality
-from kconn.sliding_windows import estimate_variability, estimate_window_netmats
-from kconn.spatial_maps import SpatialMaps, nodes_from_components
 from kconn.stages.binding import Job, excluded, exclusion
 from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy, without_spikes
-from kconn.study import unless_off
+from kconn.study.nodesets import load_nodes
+from kconn.study.table import unless_off
 
 #: Bytes of volumes that the reader holds beside the row of chunks.
 _STREAM_BYTES: Final = 4 * 1024 * 1024

@@ -10,12 +10,12 @@ from typing import Final
 
 import numpy as np
 
-from kconn.checkpoint import SEEN, Checkpoint
-from kconn.hypotheses import TESTED
+from kconn.infer.checkpoint import SEEN, Checkpoint
+from kconn.infer.hypotheses import TESTED
 from kconn.io import checkpoints
 from kconn.kernels.tallies import TAILS
 from kconn.kernels.thresholds import Threshold, estimate_threshold
-from kconn.plan import Step
+from kconn.study.plan import Step
 
 #: Family-wise error rate of the threshold that is shown, and coverage of its limits.
 ALPHA: Final = 0.05

@@ -1,0 +1,1 @@
+"""From clean runs to connections: nodes, series, netmats, maps, components. Dataset in, new Dataset out."""

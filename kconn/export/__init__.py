@@ -1,0 +1,1 @@
+"""What a study published, as files for other tools."""

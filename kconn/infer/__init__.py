@@ -1,0 +1,1 @@
+"""From connections and designs to corrected p-values."""

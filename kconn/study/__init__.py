@@ -1,0 +1,1 @@
+"""A study: its file, what can be checked before any compute, and its plan."""

@@ -1,0 +1,190 @@
+"""Node sets against the runs of a study: grids, brain models, numbers, kinds and maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kconn.connect.dual_regression import check_maps
+from kconn.connect.kinds import KINDS
+from kconn.connect.netmats import PARTIAL_KINDS, check_rank
+from kconn.connect.nodes import AFFINE_TOLERANCE
+from kconn.connect.parcellation import Columns, NodeSet, find_dense_members, find_members
+from kconn.connect.sliding_windows import plan_windows
+from kconn.connect.spatial_maps import SpatialMaps
+from kconn.errors import InputError, KconnError, StudyFileError
+from kconn.grayordinates import has_grayordinates, read_grayordinates
+from kconn.study.connection_tables import NodesTable
+from kconn.study.examination import RunFacts, collected
+from kconn.study.file import Study
+from kconn.study.nodesets import load_nodes
+
+
+def check_brain_models(facts: list[RunFacts], problems: list[KconnError]) -> None:
+    """Refuse runs whose grayordinates are not those of the first: maps of a cohort need one row per place."""
+    dense = [run for run in facts if has_grayordinates(run.template)]
+    for run in dense[1:]:
+        if run.template.attrs["brain_models"] != dense[0].template.attrs["brain_models"]:
+            mine, first = (read_grayordinates(each.template).describe() for each in (run, dense[0]))
+            problems.append(
+                InputError(
+                    "E-BRAIN-MODELS",
+                    f"it has {mine}; {dense[0].where} has {first}",
+                    where=run.where,
+                    rule="all runs have the same grayordinates, in the same order",
+                    fix="make all runs with the same version and settings of their pipeline",
+                )
+            )
+    if dense and len(dense) < len(facts):
+        other = next(run for run in facts if not has_grayordinates(run.template))
+        problems.append(
+            InputError(
+                "E-BRAIN-MODELS",
+                "it is no series of grayordinates, others are",
+                where=other.where,
+                rule="all runs of a study are of one kind",
+                fix="correct the pattern in [inputs]",
+            )
+        )
+
+
+def check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> dict[str, tuple[str, ...]]:
+    """Load every node set and place it on the grid of every run; a grid that was seen is not tried again."""
+    names_of: dict[str, tuple[str, ...]] = {}
+    for name, table in study.nodes.items():
+        if table.ica is not None:
+            names_of[name] = study.ica[table.ica].accepted()
+            _check_components(study, name, table, facts, problems)
+            continue
+        seen: dict[Any, tuple[str, ...]] = {}
+        for run in facts:
+            grid = _grid(run)
+            with collected(problems, run.where, of=f"nodes.{name}"):
+                if grid not in seen:
+                    seen[grid] = ()
+                    nodes = _load(study, table, run)
+                    _place(nodes, run)
+                    seen[grid] = nodes.names
+                    if study.contrasts:
+                        _check_number(table, nodes)
+                if table.netmats:
+                    _check_kinds(study, run, len(seen[grid]))
+        names_of[name] = max(seen.values(), key=len, default=())
+    return names_of
+
+
+def _check_components(
+    study: Study, name: str, table: NodesTable, facts: list[RunFacts], problems: list[KconnError]
+) -> None:
+    """Check what is made of components that nobody has seen yet, from their number."""
+    n_node = len(study.ica[str(table.ica)].accepted())
+    for run in facts:
+        with collected(problems, run.where, of=f"nodes.{name}"):
+            if "affine" not in run.template.attrs:
+                raise InputError(
+                    "E-BRAIN-MODELS",
+                    "components of grayordinates cannot be nodes",
+                    rule="components are fitted to volumes",
+                    fix="export them, and take them as an atlas or as maps of volumes",
+                )
+            if table.netmats:
+                _check_kinds(study, run, n_node)
+
+
+def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps) -> None:
+    if table.netmats and len(nodes.names) < 2:
+        raise InputError(
+            "E-NODES",
+            f"the node set has the node {nodes.names[0]!r} alone",
+            rule="a connection that can be tested needs two nodes",
+            fix="write netmats = false and seed_maps = true, or add nodes",
+        )
+
+
+def check_map_statistics(study: Study, problems: list[KconnError]) -> None:
+    """Refuse statistics of clusters of voxels without saying which voxels are neighbours."""
+    if not any(table.map_kinds() for table in study.nodes.values()):
+        return
+    for name in study.contrasts:
+        options = study.permutation_of(name)
+        if options.statistic not in {"edge", "voxel", "nbs"} and options.neighbours is None:
+            problems.append(
+                StudyFileError(
+                    "E-STUDY-VALUE",
+                    f"contrasts.{name} has statistic = {options.statistic!r} and no neighbours, and there are maps",
+                    rule="of voxels, 6, 18 or 26 are neighbours",
+                    fix="write neighbours = 26 in the contrast or in [permutation]",
+                )
+            )
+
+
+def check_map_grids(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> None:
+    """Refuse runs on several grids where maps of them are to be put together."""
+    if not any(table.map_kinds() for table in study.nodes.values()):
+        return
+    images = [run for run in facts if "affine" in run.template.attrs]
+    for run in images[1:]:
+        with collected(problems, run.where, of="maps"):
+            first, here = (np.asarray(other.template.attrs["affine"]) for other in (images[0], run))
+            shapes = [list(other.template.attrs["grid_shape"]) for other in (images[0], run)]
+            if shapes[0] != shapes[1] or np.abs(first - here).max() > AFFINE_TOLERANCE:
+                raise InputError(
+                    "E-GRID",
+                    f"the run is on a grid of {shapes[1]}, that of {images[0].where} on {shapes[0]}, or their affines "
+                    "differ",
+                    rule=f"maps of one cohort share one grid, shape equal and affine equal to {AFFINE_TOLERANCE:g} mm",
+                    fix="resample the runs to one grid, or take seed_maps and subject_maps out of [nodes]",
+                )
+
+
+def _check_kinds(study: Study, run: RunFacts, n_node: int) -> None:
+    """Refuse kinds of netmat that the longest series this run can give is too short for."""
+    table = study.connectivity
+    for name in table.kinds:
+        kind = KINDS[name]
+        if kind.needs_rank or (table.z == "ar1" and kind.estimator in PARTIAL_KINDS):
+            check_rank(run.n_time, n_node)
+        if name == "corrsd":
+            t_r = float(run.template.attrs["t_r"])
+            plan_windows(run.n_time, t_r=t_r, window_s=table.window_s, step_s=table.step_s)
+
+
+def _grid(run: RunFacts) -> Any:
+    if "column" in run.template.coords:
+        return tuple(run.template["column"].to_numpy())
+    if has_grayordinates(run.template):
+        return run.template.attrs["brain_models"]
+    return (tuple(run.template.attrs["grid_shape"]), np.asarray(run.template.attrs["affine"]).tobytes())
+
+
+def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet | SpatialMaps:
+    files = {role: study.folder / path for role, path in table.files().items()}
+    return load_nodes(table.model_dump(mode="json"), files, run.template)
+
+
+def _place(nodes: NodeSet | SpatialMaps, run: RunFacts) -> None:
+    if isinstance(nodes, NodeSet) and isinstance(nodes.source, Columns):
+        return
+    if "column" in run.template.coords:
+        raise InputError(
+            "E-NODES",
+            "an atlas, maps or spheres need images, these runs are tables of node series",
+            rule="columns are the nodes of tables",
+            fix='write columns = "all"',
+        )
+    attrs = run.template.attrs
+    if has_grayordinates(run.template):
+        if isinstance(nodes, SpatialMaps):
+            raise InputError(
+                "E-BRAIN-MODELS",
+                "the maps are images of voxels, the run has grayordinates",
+                rule="maps and runs are of one kind",
+                fix="take a dlabel as node set, or runs that are images",
+            )
+        find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
+        return
+    if isinstance(nodes, SpatialMaps):
+        check_maps(nodes, tuple(attrs["grid_shape"]), np.asarray(attrs["affine"]), where=run.where)
+        return
+    find_members(nodes, tuple(attrs["grid_shape"]), np.asarray(attrs["affine"]), where=run.where)
