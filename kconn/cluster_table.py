@@ -61,9 +61,12 @@ class ClusterTable(BaseModel):
     image: Annotated[str | None, Field(pattern=_LINE, description="kubernetes: image with kconn, by digest or tag")] = (
         None
     )
-    tls_secret: Annotated[str, Field(pattern=_DNS_LABEL, description="kubernetes: secret made of the tls folder")] = (
-        "kconn-tls"  # noqa: S105 - a name
-    )
+    volume_claim: Annotated[
+        str, Field(pattern=_DNS_LABEL, description="kubernetes: claim of the volume with the studies, seen as /study")
+    ] = "kconn-studies"
+    tls_secret: Annotated[
+        str, Field(pattern=_DNS_LABEL, description="kubernetes: beginning of the names of the certificates' secrets")
+    ] = "kconn-tls"  # noqa: S105 - a name
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> Self:

@@ -17,6 +17,8 @@ SCHEDULER_MEMORY: Final = "4Gi"
 API: Final = "kubernetes.dask.org/v1"
 #: Where the certificates of its role are seen in a pod.
 CERTIFICATES: Final = "/etc/kconn/tls"
+#: Where workers, and the process that runs the study, see the studies.
+STUDIES: Final = "/study"
 _USER: Final = 10001
 _NO_RIGHTS: Final = {
     "allowPrivilegeEscalation": False,
@@ -47,26 +49,21 @@ def started_in_kubernetes(table: ClusterTable) -> Iterator[str]:
             fix="pip install 'kconn[kubernetes]'",
         ) from error
     name = f"kconn-{secrets.token_hex(4)}"
-    created = []
+    created: list[Any] = []
     try:
-        for spec in describe_objects(name, table):
-            made = new_class(spec["kind"], API, asyncio=False)(spec, namespace=table.namespace)
-            made.create()
-            created.append(made)
+        try:
+            for spec in describe_objects(name, table):
+                made = new_class(spec["kind"], API, asyncio=False)(spec, namespace=table.namespace)
+                made.create()
+                created.append(made)
+        except (kr8s.APITimeoutError, kr8s.ConnectionClosedError, kr8s.ServerError, ValueError) as error:
+            raise ResourceError(
+                "E-WORKER",
+                f"the Kubernetes API gives no workers: {error}",
+                rule="Dask's operator is installed, and this account may create daskclusters in the namespace",
+                fix="see deploy/kubernetes, or use --cluster local",
+            ) from error
         yield table.address or f"{_protocol(table)}://{name}-scheduler.{table.namespace}:8786"
-    except (
-        kr8s.APITimeoutError,
-        kr8s.ConnectionClosedError,
-        kr8s.ServerError,
-        kr8s.NotFoundError,
-        ValueError,
-    ) as error:
-        raise ResourceError(
-            "E-WORKER",
-            f"the Kubernetes API refused {'a DaskCluster' if not created else 'the workers'}: {error}",
-            rule="Dask's operator is installed, and this account may create daskclusters in the namespace",
-            fix="see deploy/kubernetes, or use --cluster local",
-        ) from error
     finally:
         for made in reversed(created):
             made.delete()
@@ -106,7 +103,7 @@ def _service(name: str) -> dict[str, Any]:
 
 def _scheduler(table: ClusterTable) -> dict[str, Any]:
     args = ["dask", "scheduler", "--protocol", _protocol(table), "--host", "0.0.0.0", "--port", "8786"]  # noqa: S104 - in a pod, behind a NetworkPolicy
-    args += ["--dashboard-address", ":8787", *_certificates(table)]
+    args += ["--dashboard-address", ":8787", *_certificates("scheduler", table)]
     probe = {"httpGet": {"port": "http-dashboard", "path": "/health"}, "periodSeconds": 5, "timeoutSeconds": 5}
     container = {
         **_container("scheduler", table, args, cpu="1", memory=SCHEDULER_MEMORY),
@@ -124,7 +121,8 @@ def _worker(name: str, table: ClusterTable) -> dict[str, Any]:
     memory = table.memory or MEMORY
     args = ["dask", "worker", f"{_protocol(table)}://{name}-scheduler.{table.namespace}:8786"]
     args += ["--name", "$(DASK_WORKER_NAME)", "--nthreads", "1", "--nworkers", "1", "--memory-limit", memory]
-    args += ["--local-directory", "/scratch", "--death-timeout", "60", "--no-dashboard", *_certificates(table)]
+    args += ["--local-directory", "/scratch", "--death-timeout", "60", "--no-dashboard"]
+    args += _certificates("worker", table)
     return _pod("worker", table, _container("worker", table, args, cpu="1", memory=_quantity(memory)))
 
 
@@ -132,6 +130,8 @@ def _container(role: str, table: ClusterTable, args: list[str], *, cpu: str, mem
     settings = SETTINGS if table.insecure else {**SETTINGS, **GUARDED}
     amounts = {"cpu": cpu, "memory": memory, "ephemeral-storage": "8Gi"}
     mounts: list[dict[str, Any]] = [{"name": "scratch", "mountPath": "/scratch"}, {"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - of the pod
+    if role == "worker":
+        mounts.append({"name": "studies", "mountPath": STUDIES})
     if not table.insecure:
         mounts.append({"name": "tls", "mountPath": CERTIFICATES, "readOnly": True})
     return {
@@ -150,6 +150,8 @@ def _pod(role: str, table: ClusterTable, container: dict[str, Any]) -> dict[str,
         {"name": "scratch", "emptyDir": {"sizeLimit": "6Gi"}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
     ]
+    if role == "worker":
+        volumes.append({"name": "studies", "persistentVolumeClaim": {"claimName": table.volume_claim}})
     if not table.insecure:
         volumes.append({"name": "tls", "secret": {"secretName": f"{table.tls_secret}-{role}", "defaultMode": 0o440}})
     return {
@@ -167,10 +169,10 @@ def _pod(role: str, table: ClusterTable, container: dict[str, Any]) -> dict[str,
     }
 
 
-def _certificates(table: ClusterTable) -> list[str]:
+def _certificates(role: str, table: ClusterTable) -> list[str]:
     if table.insecure:
         return []
-    files = {"ca-file": "ca.pem", "cert": "tls.crt", "key": "tls.key"}
+    files = {"ca-file": "ca.pem", "cert": f"{role}.pem", "key": f"{role}-key.pem"}
     return [part for option, file in files.items() for part in (f"--tls-{option}", f"{CERTIFICATES}/{file}")]
 
 
