@@ -9,7 +9,7 @@ import pytest
 
 from kconn.cli import main
 from kconn.io import store
-from kconn.study import read_study
+from kconn.study.file import read_study
 from tests.small_study import small_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults("workers")]
