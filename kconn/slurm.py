@@ -41,7 +41,7 @@ def start_slurm(table: ClusterTable, *, security: Security | None, folder: Path)
         ``E-WORKER`` if this machine cannot submit jobs.
     """
     try:
-        from dask_jobqueue import SLURMCluster  # noqa: PLC0415 - an optional extra
+        from dask_jobqueue.slurm import SLURMCluster  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise SchemaError(
             "E-ARGUMENT",

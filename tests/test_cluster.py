@@ -126,7 +126,7 @@ def test_connect__says_when_no_worker_comes_up():
 @pytest.mark.parametrize(
     ("table", "library"),
     [
-        (ClusterTable(kind="slurm", insecure=True), "dask_jobqueue"),
+        (ClusterTable(kind="slurm", insecure=True), "dask_jobqueue.slurm"),
         (ClusterTable(kind="kubernetes", image="kconn:1", insecure=True), "kr8s"),
     ],
 )
