@@ -80,7 +80,7 @@ class WarmShell:
 
 
 def _serve():
-    for module in ("cli", "workbench", "execution", "progress", "report.study"):
+    for module in ("cli", "study.workbench", "execution", "progress", "report.study"):
         importlib.import_module(f"kconn.{module}")
     for line in sys.stdin:
         sys.stdout.write(json.dumps(_run(json.loads(line))) + "\n")

@@ -107,7 +107,8 @@ class NodesTable(Table):
         if self.label_map is not None and not is_dense:
             raise ValueError("'label_map' belongs to an atlas that is a dlabel")
         n_size = (self.radius_mm is not None) + (self.diameter_mm is not None)
-        if self.spheres is not None and n_size != 1 and (n_size == 2 or self.spheres not in SIZED_TABLES):
+        has_sizes = isinstance(self.spheres, str) and self.spheres in SIZED_TABLES
+        if self.spheres is not None and (n_size == 2 or (n_size == 0 and not has_sizes)):
             raise ValueError("spheres need exactly one of radius_mm and diameter_mm")
         if self.columns is not None and self.map_kinds():
             raise ValueError("tables of node series have no voxels, so there are no maps")
