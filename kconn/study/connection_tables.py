@@ -94,6 +94,14 @@ class NodesTable(Table):
         return {role: path for role, path in named.items() if isinstance(path, str)}
 
     @model_validator(mode="after")
+    def _spheres_have_a_size(self) -> Self:
+        n_size = (self.radius_mm is not None) + (self.diameter_mm is not None)
+        has_sizes = isinstance(self.spheres, str) and self.spheres in SIZED_TABLES
+        if self.spheres is not None and (n_size == 2 or (n_size == 0 and not has_sizes)):
+            raise ValueError("spheres need exactly one of radius_mm and diameter_mm")
+        return self
+
+    @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [key for key in _SOURCES if getattr(self, key) is not None]
         if len(given) != 1:
@@ -106,10 +114,6 @@ class NodesTable(Table):
             raise ValueError("a dlabel has no grid to resample: it is matched by structure and vertex")
         if self.label_map is not None and not is_dense:
             raise ValueError("'label_map' belongs to an atlas that is a dlabel")
-        n_size = (self.radius_mm is not None) + (self.diameter_mm is not None)
-        has_sizes = isinstance(self.spheres, str) and self.spheres in SIZED_TABLES
-        if self.spheres is not None and (n_size == 2 or (n_size == 0 and not has_sizes)):
-            raise ValueError("spheres need exactly one of radius_mm and diameter_mm")
         if self.columns is not None and self.map_kinds():
             raise ValueError("tables of node series have no voxels, so there are no maps")
         if not self.netmats and not self.map_kinds():

@@ -42,7 +42,8 @@ RUN_LIMITS: Final = {"min_frames", "min_minutes", "min_dof", "max_mean_fd", "max
 SESSION_LIMITS: Final = {"min_session_frames", "min_session_minutes"}
 #: Keys of a node set that its series do not depend on, and those that are files.
 _NOT_OF_SERIES: Final = {"atlas", "maps", "labels", "netmats", "normalise", *MAP_KINDS}
-#: Stage -> values (voxels by frames) per second of one core; test: relabelled values. Round numbers, see docs/reliability.md.
+#: Stage -> values (voxels by frames) per second of one core; test: relabelled values. Round numbers, see
+#: docs/reliability.md.
 RATES: Final = {"ingest": 36e6, "denoise": 11e6, "nodes": 21e6, "test": 2e10}
 #: Seconds that every step takes beside its numbers, and per result that it reads.
 _STEP_SECONDS: Final = 0.1
