@@ -284,6 +284,7 @@ def test_run__studyforrest_netmat_is_the_correlation_of_its_series(studyforrest)
     np.testing.assert_allclose(np.tanh(netmat[both]), np.corrcoef(series)[i, j][both], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_run__bochum_blocks_variance_groups_f_and_components(shared_data, tmp_path, capsys):
     people = pd.read_csv(shared_data / "rpn_bochum" / "bochum_sample.csv")
     people["Half"] = np.where(people["Age"] > people["Age"].median(), "older", "younger")
