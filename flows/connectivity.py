@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
-
 from flows import inference, ingest
+from flows.declaring import AS_THE_STUDY_SAYS, Resources, study_flow
 from flows.places import locate_study
 from flows.shell import run_from_shell
-from flows.walking import WAITING, Resources, in_words, opened, walk
+from flows.walking import opened, walk
 from kconn.study.plan import COHORT_STAGES, RUN_STAGES
 from kconn.study.workbench import prepare
 
@@ -20,32 +18,17 @@ STAGES: Final = tuple(
 )
 
 
-@flow(
-    name="kconn-connectivity",
-    task_runner=ThreadPoolTaskRunner(max_workers=WAITING),  # type: ignore[arg-type]  # Prefect's own default is of this type
-    log_prints=False,
-    persist_result=False,
-)
-@in_words
-def run_connectivity(
-    study: str,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    step_minutes: float = 240.0,
-    performance_report: bool = False,  # noqa: FBT001, FBT002 - parameters of flows are named
-) -> int:
+@study_flow("kconn-connectivity")
+def run_connectivity(study: str, resources: Resources = AS_THE_STUDY_SAYS) -> int:
     """Denoise, connect and gather what is not there yet; return how many steps were missing.
 
     Parameters
     ----------
     study
         The study file.
-    workers, scheduler, step_minutes, performance_report
-        As `flows.walking.Resources`.
+    resources
+        What it may use, where that is not what the study file says.
     """
-    resources = Resources(
-        workers=workers, scheduler=scheduler, step_minutes=step_minutes, performance_report=performance_report
-    )
     bench = prepare(locate_study(study))
     with opened(bench, resources, command="connectivity") as session:
         return walk(session, stages=STAGES)

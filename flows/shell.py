@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import Flow
 
+from flows.declaring import Resources
 from flows.server import embedded_server
 from kconn.cli import EXIT_DONE, guarded
 
@@ -18,21 +19,23 @@ def run_from_shell(flow: Flow[..., Any], argv: Sequence[str] | None = None) -> i
     module = flow.fn.__module__ if flow.fn.__module__ != "__main__" else f"flows.{flow.name.removeprefix('kconn-')}"
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=(flow.description or "").split("\n\n")[0])
     parser.add_argument("study", help="the study file")
+    told = {name: field.description for name, field in Resources.model_fields.items()}
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, help="worker processes (default: one per core; 0: in this process)")
-    where.add_argument("--scheduler", help="address of a running Dask scheduler")
-    parser.add_argument("--step-minutes", type=float, default=240.0, help="a task may compute this long (default 240)")
-    parser.add_argument("--performance-report", action="store_true", help="write Dask's report beside the study's")
+    where.add_argument("--workers", type=int, help=told["workers"])
+    where.add_argument("--scheduler", help=told["scheduler"])
+    parser.add_argument("--step-minutes", type=float, help=told["step_minutes"])
+    parser.add_argument("--performance-report", action="store_true", help=told["performance_report"])
     if "settle_minutes" in flow.parameters.properties:
         parser.add_argument(
             "--settle-minutes", type=float, default=10.0, help="files that changed since then are left (default 10)"
         )
-    arguments = parser.parse_args(argv)
+    arguments = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    resources = {name: arguments.pop(name) for name in Resources.model_fields if name in arguments}
 
     def run() -> int:
         with embedded_server():
-            told = flow(**vars(arguments))
-        sys.stdout.write(f"{told}\n")
+            ended = flow(**arguments, resources=Resources(**resources))
+        sys.stdout.write(f"{ended}\n")
         return EXIT_DONE
 
-    return guarded(run, study=arguments.study)
+    return guarded(run, study=arguments["study"])

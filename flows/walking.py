@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -22,10 +21,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 from prefect.client.schemas.objects import TaskRun
 from prefect.futures import as_completed
-from prefect.states import Failed
 from prefect.tasks import Task
 
 from flows.announcing import Progress, tell_dashboard, tell_finished, tell_if_excluded, tell_report
+from flows.declaring import Resources, in_words
 from kconn.chunks import GIB
 from kconn.cluster import cores
 from kconn.errors import KconnError, StoreError, unforeseen
@@ -37,8 +36,6 @@ from kconn.run_log import RunLog, keep_log
 from kconn.study.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
 from kconn.study.workbench import Workbench, connected, refuse_what_does_not_fit, reported, writing
 
-#: Tasks that wait at the same time; each waits for one run on the workers.
-WAITING: Final = 32
 #: Seconds before a step is tried again whose failure may pass by itself; Prefect varies them at random.
 RETRY_DELAYS: Final[list[float]] = [15.0, 120.0]
 JITTER: Final = 0.5
@@ -50,29 +47,6 @@ HEAVY_BYTES: Final = 2 * GIB
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What a flow may use.
-
-    Attributes
-    ----------
-    workers
-        How many, instead of what ``[cluster]`` of the study file says; 0 computes in this process, where nothing can
-        be interrupted.
-    scheduler
-        Address of a running Dask scheduler, instead of a local cluster.
-    step_minutes
-        Longest time that a task may compute on a worker before it is stopped.
-    performance_report
-        Whether Dask's own report of the run is written beside the study's report.
-    """
-
-    workers: int | None = None
-    scheduler: str | None = None
-    step_minutes: float = 240.0
-    performance_report: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,25 +66,6 @@ class Session:
         """Log a step that ended."""
         self.log.listen(event)
         get_run_logger().info("%s: %s in %.1f s", event.stage, event.outcome, event.seconds)
-
-
-def in_words(call: Callable[P, R]) -> Callable[P, R | State[Any]]:
-    """Let a flow or task end as failed with an error in words, where Prefect would log a traceback.
-
-    Whoever asks its state for the result gets the error raised.
-    """
-
-    @wraps(call)
-    def ended(*args: P.args, **kwargs: P.kwargs) -> R | State[Any]:
-        try:
-            return call(*args, **kwargs)
-        except KconnError as error:
-            return Failed(message=str(error), data=error)
-        except Exception as error:  # noqa: BLE001 - the border of the product
-            found = unforeseen(error)
-            return Failed(message=str(found), data=found)
-
-    return ended
 
 
 @contextmanager

@@ -7,33 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.client.schemas import State
 from prefect.states import Completed
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.announcing import tell_waiting
 from flows.arriving import Arrivals, describe, look_for_arrivals
+from flows.declaring import AS_THE_STUDY_SAYS, Resources, study_flow
 from flows.places import locate_study
 from flows.shell import run_from_shell
-from flows.walking import WAITING, Resources, finish, in_words, opened, walk, walk_runs
+from flows.walking import finish, opened, walk, walk_runs
 from kconn.errors import ResourceError, StoreError
 from kconn.study.plan import RUN_STAGES
 
 
-@flow(
-    name="kconn-watch",
-    task_runner=ThreadPoolTaskRunner(max_workers=WAITING),  # type: ignore[arg-type]  # Prefect's own default is of this type
-    log_prints=False,
-    persist_result=False,
-)
-@in_words
+@study_flow("kconn-watch")
 def run_watch(
     study: str,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    step_minutes: float = 240.0,
-    performance_report: bool = False,  # noqa: FBT001, FBT002 - parameters of flows are named
+    resources: Resources = AS_THE_STUDY_SAYS,
     settle_minutes: float = 10.0,
 ) -> str | State[Any]:
     """Compute what new and changed runs need, and the cohort and the report if that changes them.
@@ -44,14 +35,11 @@ def run_watch(
     ----------
     study
         The study file.
-    workers, scheduler, step_minutes, performance_report
-        As `flows.walking.Resources`.
+    resources
+        What it may use, where that is not what the study file says.
     settle_minutes
         A run waits while one of its files changed less than this ago.
     """
-    resources = Resources(
-        workers=workers, scheduler=scheduler, step_minutes=step_minutes, performance_report=performance_report
-    )
     path = locate_study(study)
     arrivals = look_for_arrivals(path, settle_seconds=60 * settle_minutes, refused={})
     n_step = 0

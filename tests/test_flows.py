@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows import walking
 from flows.connectivity import run_connectivity
+from flows.declaring import Resources
 from flows.inference import run_inference
 from flows.ingest import run_ingest
 from flows.places import REPORTS_URL, STUDIES, link_report, locate_study
@@ -35,6 +36,7 @@ from tests.table_study import last_log, steps_of, table_study
 from tests.warm_shell import ROOT
 
 ONE_SAMPLE = {"groups": None, "mean": {"test": "one-sample"}}
+HERE = Resources(workers=0)
 STAGES_BEFORE = dict(STAGES)
 
 
@@ -53,32 +55,32 @@ def artifact(key):
 def test_flows__of_the_stages_make_what_the_flow_of_the_study_makes(tmp_path):
     whole, parts = (table_study(tmp_path / name, n_subject=3) for name in ("whole", "parts"))
     with pytest.raises(KconnError, match=r"denoise reads .*:ingest, which was not made from these") as refused:
-        run_connectivity(str(parts), workers=0)
+        run_connectivity(str(parts), resources=HERE)
     assert refused.value.code == "E-STORE-UNSEALED"
-    run_ingest(str(parts), workers=0)
+    run_ingest(str(parts), resources=HERE)
     assert {stage for stage, _ in steps_of(parts)} == {"ingest"}
-    run_connectivity(str(parts), workers=0)
+    run_connectivity(str(parts), resources=HERE)
     assert not {"ingest", "test"} & {stage for stage, _ in steps_of(parts)}
-    assert run_inference(str(parts), workers=0) == run_study(str(whole), workers=0)
+    assert run_inference(str(parts), resources=HERE) == run_study(str(whole), resources=HERE)
     assert {stage for stage, _ in steps_of(parts)} == {"test"}
     series = tmp_path / "parts" / "series" / "sub-001.tsv"
     series.write_text(series.read_text().replace("0.", "1.", 1))
     with pytest.raises(KconnError, match="run the flows in their order"):
-        run_connectivity(str(parts), workers=0)  # the series that lies there is that of the old file
+        run_connectivity(str(parts), resources=HERE)  # the series that lies there is that of the old file
 
 
 @pytest.mark.usefixtures("prefect_server")
 def test_run_study__the_store_decides_what_is_done(tmp_path):
     study = table_study(tmp_path / "study", n_subject=3)
-    digest = run_study(str(study), workers=0)
+    digest = run_study(str(study), resources=HERE)
     n_step = len(steps_of(study))
-    assert run_study(str(study), workers=0) == digest
+    assert run_study(str(study), resources=HERE) == digest
     assert steps_of(study) == []
     shutil.rmtree(tmp_path / "study" / "study.zarr" / "sub-001/ses-1/run-1/denoise")
-    assert run_study(str(study), workers=0) == digest
+    assert run_study(str(study), resources=HERE) == digest
     assert steps_of(study) == [("denoise", "sub-001/ses-1/run-1")]
     shutil.rmtree(tmp_path / "study" / "study.zarr")
-    assert run_study(str(study), workers=0) == digest
+    assert run_study(str(study), resources=HERE) == digest
     assert len(steps_of(study)) == n_step
 
 
@@ -89,7 +91,7 @@ def test_run_study__shows_report_quality_progress_and_exclusions(tmp_path, monke
     study = table_study(tmp_path / "one", n_subject=3)
     table = tmp_path / "one" / "series" / "sub-002.tsv"
     table.write_text("\n".join(table.read_text().splitlines()[:15]) + "\n")  # 14 frames, and min_frames is 20
-    run_study("one/study.toml", workers=0)
+    run_study("one/study.toml", resources=HERE)
     assert artifact("report") == "[tables: report](https://lab.example/studies/one/report.html)"
     assert artifact("progress") == 100
     assert "| sub-002/ses-1/run-1 | everything | " in artifact("exclusions")
@@ -116,7 +118,7 @@ def test_run_study__tries_again_what_may_pass(stage, n_call, tmp_path, monkeypat
         STAGES_BEFORE[stage](job)
 
     monkeypatch.setitem(STAGES, stage, fail_at_first)
-    run_study(str(study), workers=0)
+    run_study(str(study), resources=HERE)
     assert set(calls.values()) == {n_call}
     assert store.verify(tmp_path / "study" / "study.zarr")[1] == []
 
@@ -141,7 +143,7 @@ def test_run_study__ends_in_words_and_never_tries_bad_input_again(stage, error, 
 
     monkeypatch.setitem(STAGES, stage, refuse)
     with caplog.at_level(logging.INFO), pytest.raises(KconnError, match=error.code):
-        run_study(str(study), workers=0)
+        run_study(str(study), resources=HERE)
     assert set(calls.values()) == {n_call}
     assert not [record for record in caplog.records if record.exc_info]  # these print as "NoneType: None"
     assert last_log(study)[-1]["code"] == error.code

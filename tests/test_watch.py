@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from flows.arriving import look_for_arrivals
+from flows.declaring import Resources
 from flows.study import run_study
 from flows.watch import run_watch
 from kconn.io import store
@@ -19,11 +20,12 @@ from tests.table_study import add_subject, last_log, steps_of, table_study
 from tests.warm_shell import ROOT
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
+HERE = Resources(workers=0)
 ONE_SAMPLE = {"groups": None, "mean": {"test": "one-sample"}}
 
 
 def watch(study, **options):
-    return run_watch(str(study), workers=0, **{"settle_minutes": 0.0, **options})
+    return run_watch(str(study), resources=HERE, **{"settle_minutes": 0.0, **options})
 
 
 @pytest.mark.timeout(1200)
@@ -42,7 +44,7 @@ def test_run_watch__one_more_session_costs_one_session(n_subject, tmp_path):
     cohort = [stage for stage in COHORT_STAGES if first[stage]]
     assert {stage: second[stage] for stage in cohort} == {stage: first[stage] for stage in cohort}
     whole = table_study(tmp_path / "whole", n_subject=n_subject + 1)
-    run_study(str(whole), workers=0)
+    run_study(str(whole), resources=HERE)
     assert store.digest_store(study.parent / "study.zarr") == store.digest_store(whole.parent / "study.zarr")
 
 
@@ -147,7 +149,10 @@ def test_run_watch__before_the_first_run_is_there(tmp_path):
 
 CONFOUNDS = "desc-confounds_timeseries.tsv"
 _IN_A_PROCESS = (
-    "import sys\nfrom flows.watch import run_watch\nprint(run_watch(sys.argv[1], workers=0, settle_minutes=0.0))\n"
+    "import sys\n"
+    "from flows.declaring import Resources\n"
+    "from flows.watch import run_watch\n"
+    "print(run_watch(sys.argv[1], resources=Resources(workers=0), settle_minutes=0.0))\n"
 )
 
 
