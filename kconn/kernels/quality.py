@@ -21,6 +21,8 @@ CARPET_STEPS: Final = 40
 CARPET_NOTHING: Final = -128
 #: Voxels that are worked on at a time, so that their frames stay in the cache of a core.
 TILE: Final = 256
+#: Relabellings that are worked on at a time, so that their correlations with a large netmat stay small.
+RELABELLINGS: Final = 50
 #: Interquartile range of a normal distribution of unit variance, as rounded by FSL and fMRIPrep.
 IQR_OF_NORMAL: Final = 1.349
 
@@ -259,7 +261,7 @@ def chance_of_correlations(
     values, score, nuisance
         As in `correlate_across`.
     distance
-        ``(...)`` of each column, or None.
+        ``(column,)``, or None.
     n_perm
         Relabellings.
     seed
@@ -273,16 +275,29 @@ def chance_of_correlations(
     n = len(score)
     out = np.full((n_perm, 3), np.nan)
     basis = _basis(nuisance)
-    flat = np.asarray(values, dtype=np.float64).reshape(n, -1)
-    there = np.isfinite(flat).all(axis=0)
-    unit = _unit(_residual(flat[:, there], basis))
+    unit = _unit(_residual(np.asarray(values, dtype=np.float64).reshape(n, -1), basis))
+    there = np.isfinite(unit).all(axis=0)
+    if not there.any():
+        return out
+    unit = unit[:, there]
+    length = np.full(there.sum(), np.nan) if distance is None else np.asarray(distance, dtype=np.float64)[there]
+    placed = np.isfinite(length)
+    ranks = _centred_ranks(length[placed])
     x = _residual(score[:, None], basis)[:, 0]
-    lengths = None if distance is None else np.asarray(distance, dtype=np.float64).ravel()[there]
     df = n - 2 - basis.shape[1]
-    for i in range(n_perm):
-        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))).permutation(n)
-        r = np.clip(_unit(_residual(x[order, None], basis))[:, 0] @ unit, -1, 1)
-        out[i] = summarise_correlations(r, _p_of(r, df), distance=lengths)[:3]
+    limit = student.isf(0.025, df)
+    for start in range(0, n_perm, RELABELLINGS):
+        some = slice(start, min(start + RELABELLINGS, n_perm))
+        orders = [
+            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))).permutation(n)
+            for i in range(some.start, some.stop)
+        ]
+        r = np.clip(_unit(_residual(x[np.array(orders)].T, basis)).T @ unit, -1, 1)
+        with np.errstate(divide="ignore"):
+            small = np.abs(r) * np.sqrt(df / (1 - r**2)) > limit
+        out[some, 0], out[some, 1] = np.median(np.abs(r), axis=1), small.mean(axis=1)
+        if placed.sum() >= 3:
+            out[some, 2] = _unit(_centred_ranks(r[:, placed]).T).T @ _unit(ranks)
     return out
 
 
@@ -309,3 +324,8 @@ def rank_correlation(x: Array, y: Array) -> float:
     if both.sum() < 3:
         return float("nan")
     return float(np.corrcoef(rankdata(x[both]), rankdata(y[both]))[0, 1])
+
+
+def _centred_ranks(rows: Array) -> Array:
+    """Return the ranks along the last axis, without their mean; ties share theirs."""
+    return np.asarray(rankdata(rows, axis=-1) - (rows.shape[-1] + 1) / 2)
