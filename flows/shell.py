@@ -10,8 +10,10 @@ from typing import Any
 from prefect import Flow
 
 from flows.declaring import Resources
+from flows.places import locate_study
 from flows.server import embedded_server
 from kconn.cli import EXIT_DONE, guarded
+from kconn.study.file import read_study
 
 
 def run_from_shell(flow: Flow[..., Any], argv: Sequence[str] | None = None) -> int:
@@ -33,6 +35,7 @@ def run_from_shell(flow: Flow[..., Any], argv: Sequence[str] | None = None) -> i
     resources = {name: arguments.pop(name) for name in Resources.model_fields if name in arguments}
 
     def run() -> int:
+        read_study(locate_study(arguments["study"]))  # a bad file is told at once; a server takes seconds to start
         with embedded_server():
             ended = flow(**arguments, resources=Resources(**resources))
         sys.stdout.write(f"{ended}\n")

@@ -6,11 +6,13 @@ import logging
 import os
 import re
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import dask
@@ -96,16 +98,28 @@ def _start_local(table: ClusterTable) -> LocalCluster:
     resource_tracker.ensure_running()  # started later, it would unblock the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return LocalCluster(
-            n_workers=table.n_start if table.max_workers is not None else table.workers or cores(),
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=table.dashboard,
-            memory_limit=table.memory or "auto",
-            silence_logs=logging.CRITICAL,
-        )
+        with _without_main():
+            return LocalCluster(
+                n_workers=table.n_start if table.max_workers is not None else table.workers or cores(),
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=table.dashboard,
+                memory_limit=table.memory or "auto",
+                silence_logs=logging.CRITICAL,
+            )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep processes that start here from importing the main module: that of a flow brings Prefect and its logs."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -16,6 +16,7 @@ NAMES = {
     "memory": "what does not fit is refused before compute; estimates near the peak",
     "identity": "one set of bits for any workers, threads, chunks and scheduler",
     "intruders": "nobody without the certificate gets in",
+    "deployments": "a schedule fires, a worker dies, its run is told Crashed, the next one goes on: the right store",
     "resume": "finished steps are not executed again",
     "rot": "every flipped bit, lost file and edited record is found",
     "patients": "no planted marker is found in anything that is written",

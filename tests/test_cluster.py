@@ -1,6 +1,8 @@
 """Where a study is computed: one switch, settings in one place, and words where it does not come up."""
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import dask
@@ -111,6 +113,14 @@ def test_connect__local_workers_come_and_go_with_the_work():
         assert client.dashboard_link.startswith("http://127.0.0.1:")
 
 
+def test_connect__local_workers_do_not_import_the_main_module(monkeypatch):
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "__spec__", importlib.util.find_spec("flows.study"))
+    with connect(n_workers=1) as client:
+        assert list(client.run(lambda: sorted({"flows", "prefect"} & set(sys.modules))).values()) == [[]]
+    assert sys.modules["__main__"] is main
+
+
 def test_connect__says_when_no_worker_comes_up():
     with (
         LocalCluster(
@@ -131,7 +141,7 @@ def test_connect__says_when_no_worker_comes_up():
     ],
 )
 def test_connect__names_the_extra_that_is_not_installed(tmp_path, monkeypatch, table, library):
-    monkeypatch.setitem(__import__("sys").modules, library, None)
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(SchemaError, match="is not installed") as caught, connect(table, folder=tmp_path):
         pass
     assert caught.value.code == "E-ARGUMENT"
@@ -139,7 +149,6 @@ def test_connect__names_the_extra_that_is_not_installed(tmp_path, monkeypatch, t
 
 
 def test_connect__says_that_jobs_cannot_be_submitted_here(tmp_path, monkeypatch):
-    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(KconnError, match="no sbatch") as caught, connect(ClusterTable(kind="slurm"), folder=tmp_path):
         pass

