@@ -67,10 +67,11 @@ class Database:
 class PrefectServer:
     """A Prefect server on loopback, and what talks to it."""
 
-    def __init__(self, folder, database):
+    def __init__(self, folder, database, *, pages=False):
         self.home = folder / "prefect"
         self.folder = folder
-        self.api = f"http://127.0.0.1:{free_port()}/api"
+        self.pages = f"http://127.0.0.1:{free_port()}"
+        self.api = f"{self.pages}/api"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTEST"))}
         self.environment = {
             **kept,
@@ -78,7 +79,7 @@ class PrefectServer:
             "PREFECT_HOME": str(self.home),
             "PREFECT_API_URL": self.api,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_UI_ENABLED": "false",
+            "PREFECT_SERVER_UI_ENABLED": str(pages).lower(),
             "DO_NOT_TRACK": "1",
             "KCONN_STUDIES": str(folder / "studies"),
             **({} if database.url is None else {"PREFECT_API_DATABASE_CONNECTION_URL": database.url}),
@@ -86,8 +87,7 @@ class PrefectServer:
         self.processes = []
 
     def __enter__(self):
-        port = self.api.split(":")[2].split("/")[0]
-        self._start("server", "start", "--host", "127.0.0.1", "--port", port)
+        self._start("server", "start", "--host", "127.0.0.1", "--port", self.pages.split(":")[2])
         wait_until(self._is_healthy, 180)
         return self
 
@@ -137,6 +137,9 @@ class PrefectServer:
 
     def state(self, run_id):
         return next(run["state_type"] for run in self.runs() if run["id"] == run_id)
+
+    def artifacts(self, key):
+        return self.ask("/artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})
 
     def events(self, name):
         return self.ask("/events/filter", {"filter": {"event": {"name": [name]}}})["total"]
