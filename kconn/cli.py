@@ -113,6 +113,9 @@ def check(arguments: argparse.Namespace) -> int:
     )
     for subject, reason in sorted(survey.left_out.items()):
         _say(f"left out sub-{subject}: {reason}")
+    for run in survey.runs:
+        if run.left_out is not None:
+            _say(f"will be left out {run.where}: {run.left_out.code} {run.left_out.problem}")
     _say(f"{len(survey.problems)} problem(s)" if survey.problems else "ready to run")
     return EXIT_ERROR if survey.problems else EXIT_DONE
 

@@ -51,6 +51,7 @@ CODES: Final[dict[str, str]] = {
     "E-CONFOUND-ROWS": "The confound table has another number of rows than the run has frames.",
     "E-CONFOUND-COLUMN": "A confound column that was asked for does not exist.",
     "E-CONFOUND-NAN": "A confound column holds NaN or infinite values beyond its first row.",
+    "E-CONFOUND-RANK": "Some confounds are sums of others, so that one of them is not needed.",
     "E-COMPONENTS": "A list of noise components does not fit its mixing matrix, or one of the two is missing.",
     "E-EVENTS": "A table of events lacks onset, duration or trial_type, or holds none that the run sees.",
     # denoising

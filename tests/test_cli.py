@@ -216,7 +216,12 @@ BAD_STUDIES = {
     ),
     "band above Nyquist": ({"denoise": {"low_pass": 0.7}}, None, "E-BAND", "0.7"),
     "band upside down": ({"denoise": {"high_pass": 0.2, "low_pass": 0.1}}, None, "E-BAND", "0.2"),
-    "everything censored": ({"denoise": {"fd_threshold": 1e-6}}, None, "E-NO-RUNS", "every run was left out"),
+    "everything censored": (
+        {"denoise": {"fd_threshold": 1e-6, "min_segment": 2}},
+        None,
+        "E-NO-FRAMES",
+        "sub-01/ses-pre/run-1",
+    ),
     "everything too short": ({"quality": {"min_frames": 500}}, None, "E-NO-RUNS", "every run was left out"),
     "partial of too many nodes": (
         {"connectivity": {"kinds": ["partial"]}},
@@ -309,10 +314,9 @@ BAD_STUDIES = {
 }
 
 
-#: These are found out while computing: fewer subjects do, and the first two for every day.
+#: These are found out while computing: fewer subjects do, and the first for every day.
 COMPUTED = (
     "flipped bit",
-    "everything censored",
     "confound is n/a",
     "a value that is no number",
     "everything too short",
@@ -333,7 +337,7 @@ def bad_study(name, folder):
 
 @pytest.mark.faults("bad input")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in COMPUTED[2:] else ()) for name in BAD_STUDIES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in COMPUTED[1:] else ()) for name in BAD_STUDIES]
 )
 def test_run__refuses_a_bad_study(name, tmp_path, capsys, count):
     study, code, words = bad_study(name, tmp_path)

@@ -1,6 +1,7 @@
 """The denoising keys of the study file: what the stages make of them, and what is refused before compute."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kconn.clean.censoring import censor
@@ -115,6 +116,36 @@ def test_survey_study__refuses_to_smooth_node_series(tmp_path):
     survey = survey_study(read_study(tmp_path / "study.toml"))
 
     assert [problem.code for problem in survey.problems] == ["E-SMOOTH"]
+
+
+@pytest.mark.parametrize(("t_r", "code"), [(2000.0, "E-TR-RANGE"), (0.05, "E-TR-RANGE"), (2.0, None)])
+def test_survey_study__refuses_milliseconds_of_tables_without_any_filter(tmp_path, t_r, code):
+    np.savetxt(tmp_path / "sub-1.tsv", np.random.default_rng(0).normal(size=(90, 4)), delimiter="\t")
+    (tmp_path / "study.toml").write_text(
+        '[study]\nname = "t"\n[inputs]\nlayout = "tables"\nroot = "."\npattern = "sub-{subject}.tsv"\n'
+        f'orientation = "time-by-node"\nt_r = {t_r}\n[denoise]\nconfounds = "none"\nhigh_pass = "none"\n'
+        '[nodes.all]\ncolumns = "all"\n'
+    )
+
+    found = [(each.code, each.where) for each in survey_study(read_study(tmp_path / "study.toml")).problems]
+
+    assert found == ([] if code is None else [(code, "sub-1/ses-1/run-1")])
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [(["age", "sexx"], "E-DESIGN-FORMULA"), (["age"], "E-COV-NAN"), (["group"], None)],
+)
+def test_survey_study__refuses_covariates_of_qc_fc_that_are_not_there(tmp_path, names, code):
+    study = read_study(small_study(tmp_path / "study", quality={"qc_fc_covariates": names}))
+    table = pd.read_csv(study.folder / "derivatives/participants.tsv", sep="\t")
+    table["age"] = table["age"].astype(float)
+    table.loc[1, "age"] = np.nan
+    table.to_csv(study.folder / "derivatives/participants.tsv", sep="\t", index=False, na_rep="n/a")
+
+    found = [(each.code, each.where.split(",")[0]) for each in survey_study(study).problems]
+
+    assert found == ([] if code is None else [(code, "quality.qc_fc_covariates")])
 
 
 def test_methods__say_how_frames_and_signal_were_prepared():

@@ -1,6 +1,7 @@
 """Strategies in a study: files found, bad input refused before compute, and the stages of a run."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -190,7 +191,8 @@ def test_stages__confounds_that_add_nothing_are_named_in_the_quality_table(folde
     table[:, 2] = table[:, 0] - table[:, 1]
     np.savetxt(folder / "data/p1/1_rp.txt", table)
 
-    _, out, quality = run_stages(study_of(folder, "6P", MOTION), ("ingest", "denoise", "quality"))
+    keep = {"high_pass = 0.01": 'high_pass = 0.01\ndependent = "drop"'}
+    _, out, quality = run_stages(study_of(folder, "6P", MOTION, **keep), ("ingest", "denoise", "quality"))
 
     assert out["regressor_kept"].to_numpy().tolist() == [True, True, False, True, True, True]
     assert quality["redundant"].to_numpy().tolist() == ["trans_z"]
@@ -259,6 +261,80 @@ def test_survey_study__refuses_missing_values_beyond_the_first_frame(folder, fra
     assert problems_of(study_of(folder, ["csf", "x"], more)) == expected
     dummies = {"high_pass = 0.01": "high_pass = 0.01\ndummy_frames = 2"}
     assert problems_of(study_of(folder, ["csf", "x"], more, **dummies)) == ([] if frame < 2 else expected)
+
+
+@pytest.mark.parametrize("spoil", ["sum", "constant", "double"])
+def test_survey_study__names_the_confounds_that_are_kept_of_dependent_ones(folder, spoil):
+    table = np.loadtxt(folder / "data/p1/1_rp.txt")
+    table[:, 2] = {"sum": table[:, 0] - 3 * table[:, 1], "constant": 0.25, "double": table[:, 1]}[spoil]
+    np.savetxt(folder / "data/p1/1_rp.txt", table)
+
+    (problem,) = survey_study(study_of(folder, "6P", MOTION)).problems
+
+    assert (problem.code, problem.where) == ("E-CONFOUND-RANK", "sub-p1/ses-1/run-01")
+    assert "trans_z are constant, or sums of the others: trans_x, trans_y, rot_x" in problem.problem
+    keep = {"high_pass = 0.01": 'high_pass = 0.01\ndependent = "drop"'}
+    assert problems_of(study_of(folder, "6P", MOTION, **keep)) == []
+
+
+def test_survey_study__a_column_of_a_frame_that_is_dropped_is_not_dependent(folder):
+    spike = np.zeros((N_IMAGE, 1), dtype=int)
+    spike[1] = 1
+    rows = ["motion_outlier00", *(str(value[0]) for value in spike)]
+    (folder / "data/p1/spikes.tsv").write_text("\n".join(rows))
+    more = '[regressors.s]\npattern = "{subject}/spikes.tsv"\n[strategies.mine]\nspikes = "columns"\n'
+    dummies = {"high_pass = 0.01": "high_pass = 0.01\ndummy_frames = 2"}
+
+    assert problems_of(study_of(folder, "mine", more, **dummies)) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ("fd_threshold = 1e-9", "E-DF"),
+        ("fd_threshold = 1e-9\nmin_segment = 2", "E-NO-FRAMES"),
+        ('filter = "butterworth"\nlow_pass = 0.1\nfd_threshold = 1e-9\nmin_segment = 2', "E-NO-FRAMES"),
+        ("low_pass = 0.02", "E-DF"),
+    ],
+)
+def test_survey_study__refuses_a_study_of_which_denoising_would_leave_nothing(folder, keys, code):
+    study = study_of(folder, "6P", MOTION, **{"high_pass = 0.01": f"high_pass = 0.01\n{keys}"})
+
+    assert problems_of(study) == [(code, "sub-p1/ses-1/run-01")]
+
+
+def test_survey_study__tells_which_run_will_be_left_out_and_goes_on(folder):
+    data = folder / "data"
+    shutil.copytree(data / "sub-p1", data / "sub-p2")
+    shutil.copytree(data / "p1", data / "p2")
+    still = np.random.default_rng(1).normal(size=(N_IMAGE, 6)) * 1e-4
+    np.savetxt(data / "p2/1_rp.txt", still)
+
+    survey = survey_study(
+        study_of(folder, "6P", MOTION, **{"high_pass = 0.01": "high_pass = 0.01\nfd_threshold = 0.1"})
+    )
+
+    assert survey.problems == ()
+    assert [(run.where, run.left_out and run.left_out.code) for run in survey.runs] == [
+        ("sub-p1/ses-1/run-01", "E-DF"),
+        ("sub-p2/ses-1/run-01", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "more", "code"),
+    [
+        ("[quality]\nmax_mean_fd = 0.5\n", "", "E-FILE-MISSING"),
+        ("[quality]\nmax_mean_fd = 0.5\n", '[regressors.c]\npattern = "{subject}/c.tsv"\n', "E-CONFOUND-COLUMN"),
+        ("[quality]\nmax_mean_fd = 0.5\n", MOTION, None),
+    ],
+)
+def test_survey_study__refuses_a_limit_on_motion_that_is_not_known(folder, limit, more, code):
+    (folder / "data/p1/c.tsv").write_text("csf\n" + "\n".join(map(str, range(N_IMAGE))))
+
+    assert problems_of(study_of(folder, "none", limit + more)) == (
+        [] if code is None else [(code, "sub-p1/ses-1/run-01")]
+    )
 
 
 @pytest.mark.parametrize(

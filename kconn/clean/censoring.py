@@ -152,6 +152,7 @@ def _keep_frames(  # noqa: PLR0913 - the reasons of `censor`, resolved
             f" {np.median(displacement):.3g} mm per frame in the median, the threshold is {fd_threshold:g} mm,"
             f" {around[0]} frames before and {around[1]} after go too, the shortest stretch is {min_segment}",
             where=where,
+            rule="at least one frame of a run is kept",
             fix="exclude the run, raise fd_threshold, or lower min_segment",
         )
     return kept

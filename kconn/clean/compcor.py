@@ -134,7 +134,13 @@ def _check_region(region: xr.DataArray, ds: xr.Dataset) -> npt.NDArray[np.bool_]
         )
     inside = region.to_numpy()
     if not inside.any():
-        raise InputError("E-MASK-EMPTY", "the noise region holds no voxel of the run", where=place(ds))
+        raise InputError(
+            "E-MASK-EMPTY",
+            "the noise region holds no voxel of the run",
+            where=place(ds),
+            rule="a noise region holds voxels of the run",
+            fix="check that the mask belongs to this run, or erode less",
+        )
     return inside
 
 
@@ -160,7 +166,11 @@ def _append(ds: xr.Dataset, columns: xr.DataArray) -> xr.Dataset:
     doubled = sorted(set(columns["confound"].to_numpy().tolist()) & set(present["confound"].to_numpy().tolist()))
     if doubled:
         raise SchemaError(
-            "E-ARGUMENT", f"`confounds` has {doubled} already", where=place(ds), fix="choose another prefix"
+            "E-ARGUMENT",
+            f"`confounds` has {doubled} already",
+            where=place(ds),
+            rule="regressors have different names",
+            fix="choose another prefix",
         )
     joined = xr.concat([present, columns.astype(present.dtype)], dim="confound", coords="minimal", compat="override")
     return (
@@ -172,7 +182,13 @@ def _append(ds: xr.Dataset, columns: xr.DataArray) -> xr.Dataset:
 
 def _fit(mask: npt.NDArray[np.bool_], choices: _Choices) -> Projection:
     if not mask.any():
-        raise InputError("E-NO-FRAMES", f"sample_mask keeps none of {len(mask)} frames", where=choices.where)
+        raise InputError(
+            "E-NO-FRAMES",
+            f"sample_mask keeps none of {len(mask)} frames",
+            where=choices.where,
+            rule="at least one frame of a run is kept",
+            fix="exclude the run, or censor less",
+        )
     trend = np.zeros(len(mask))
     trend[mask] = np.arange(np.count_nonzero(mask))
     return fit_projection(trend[:, None], mask, band=choices.band)

@@ -508,6 +508,7 @@ def _resolve(entry: str, columns: tuple[str, ...], where: str) -> tuple[Term, ..
             "E-CONFOUND-COLUMN",
             f"{entry!r} is neither a column nor a regular expression ({error})",
             where=where,
+            rule="an entry is a preset, a column or a regular expression",
             fix=f"name one of {', '.join(columns)}",
         ) from error
     matched = tuple(Term(name=name, source=name) for name in columns if pattern.fullmatch(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 import dask.array as da
@@ -139,18 +139,15 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
     if min_dof < 1:
         raise SchemaError("E-ARGUMENT", f"min_dof = {min_dof}", where=place(ds), rule="at least 1 must be left")
     scale = _resolve_scale(standardize)
-    selection, columns = _resolve(ds, confounds, has_high_pass=high_pass is not None)
-    choices = _Choices(
-        selection=selection,
-        columns=columns,
-        filter=filter,
-        bridge=bridge,
-        t_r=_resolve_t_r(ds, high_pass=high_pass, low_pass=low_pass),
+    choices = _choose(
+        ds,
+        confounds,
         high_pass=high_pass,
         low_pass=low_pass,
+        filter_=filter,
+        bridge=bridge,
         detrend=detrend,
         min_dof=min_dof,
-        where=place(ds),
     )
 
     bold = ds["bold"]
@@ -175,17 +172,113 @@ def denoise(  # noqa: PLR0913 - the choices of denoising
         **{name: edge for name, edge in (("high_pass", high_pass), ("low_pass", low_pass)) if edge is not None},
         **({} if fitted_filter is None else {"filter": fitted_filter}),
         **({"bridge": bridge} if fitted_filter == "butterworth" else {}),
-        **({"components": selection.components} if selection.components != "none" else {}),
+        **({"components": choices.selection.components} if choices.selection.components != "none" else {}),
     }
     denoised = bold.copy(data=clean).assign_attrs(made)
     scalars = {name: xr.DataArray(value) for name, value in counts.items()}
     if choices.regressor_names:
         names = np.array(choices.regressor_names, dtype=object)
         ds = ds.assign(regressor_kept=("regressor", kept)).assign_coords(regressor=("regressor", names))
-    if selection.spikes:
+    if choices.selection.spikes:
         every = np.ones(ds.sizes["time"], dtype=np.bool_)
         ds = ds.assign(n_spikes=(~mask).sum().reset_coords(drop=True), sample_mask=("time", every))
     return schema.annotate(ds.assign({"denoised": denoised, "n_frames": xr.DataArray(ds.sizes["time"]), **scalars}))
+
+
+def check_fit(
+    ds: xr.Dataset,
+    *,
+    confounds: Confounds,
+    high_pass: float | None,
+    low_pass: float | None,
+    filter: Filter = "cosine",  # noqa: A002 - nilearn's word
+    detrend: bool = True,
+    min_dof: int = MIN_DOF,
+) -> None:
+    """Raise what `denoise` would raise about the confounds and the frames of a run, whose signal is not needed.
+
+    Parameters
+    ----------
+    ds
+        A run without `bold`, in memory: `confounds` ``(time, confound)``, `sample_mask` ``(time)``; attrs ``t_r`` (s).
+    confounds, high_pass, low_pass, filter, detrend, min_dof
+        As in `denoise`. A Butterworth filter is left aside: it costs more to set up than all else here, and what it
+        takes is counted when the run is denoised.
+
+    Raises
+    ------
+    SchemaError
+        Codes ``E-SCHEMA`` and ``E-BAND``.
+    InputError
+        Codes ``E-CONFOUND-COLUMN``, ``E-CONFOUND-NAN``, ``E-NO-FRAMES`` and ``E-DF``.
+    """
+    choices = _choose(
+        ds,
+        confounds,
+        high_pass=high_pass,
+        low_pass=low_pass,
+        filter_=filter,
+        bridge="cubic",
+        detrend=detrend,
+        min_dof=min_dof,
+    )
+    if filter == "butterworth":
+        choices = replace(choices, filter="cosine", high_pass=None, low_pass=None)
+    _fit(_table(ds, choices).to_numpy(), sample_mask(ds).to_numpy(), choices)
+
+
+def find_dependent(ds: xr.Dataset, *, confounds: Confounds, has_high_pass: bool) -> tuple[list[str], list[str]]:
+    """Return which confounds of a run are linearly independent, and which the constant and those before them explain.
+
+    Parameters
+    ----------
+    ds
+        A run without `bold`, in memory: `confounds` ``(time, confound)``. Frames in which any of those that are asked
+        for is not finite do not count, n/a in the first apart.
+    confounds, has_high_pass
+        As in `kconn.clean.confounds.select`.
+    """
+    selection, columns = _resolve(ds, confounds, has_high_pass=has_high_pass)
+    terms = selection.terms + selection.noise
+    if not terms:
+        return [], []
+    regressors = build_columns(ds["confounds"].to_numpy(), columns, terms)
+    there: npt.NDArray[np.bool_] = np.asarray(np.isfinite(regressors).all(axis=1))
+    if not there.any():
+        return [term.name for term in terms], []
+    mean = projection.fit_projection(np.empty((len(there), 0)), there, band=(1, len(there) - 1))
+    dependent = find_redundant(np.where(there[:, None], regressors, 0.0), mean)
+    sides: dict[bool, list[str]] = {False: [], True: []}
+    for term, depends in zip(terms, dependent.tolist(), strict=True):
+        sides[depends].append(term.name)
+    return sides[False], sides[True]
+
+
+def _choose(  # noqa: PLR0913 - the choices of denoising
+    ds: xr.Dataset,
+    confounds: Confounds,
+    *,
+    high_pass: float | None,
+    low_pass: float | None,
+    filter_: Filter,
+    bridge: Bridge,
+    detrend: bool,
+    min_dof: int,
+) -> _Choices:
+    """Return the choices of denoising, resolved against the table and the length of a run."""
+    selection, columns = _resolve(ds, confounds, has_high_pass=high_pass is not None)
+    return _Choices(
+        selection=selection,
+        columns=columns,
+        filter=filter_,
+        bridge=bridge,
+        t_r=_resolve_t_r(ds, high_pass=high_pass, low_pass=low_pass),
+        high_pass=high_pass,
+        low_pass=low_pass,
+        detrend=detrend,
+        min_dof=min_dof,
+        where=place(ds),
+    )
 
 
 def _resolve_t_r(ds: xr.Dataset, *, high_pass: float | None, low_pass: float | None) -> float:
@@ -302,7 +395,13 @@ def _make_regressors(
     """Return the confounds, the noise, the signal and the spikes ``(time, column)``, and the frames of the fit."""
     kept = np.flatnonzero(mask)
     if kept.size == 0:
-        raise InputError("E-NO-FRAMES", f"sample_mask keeps none of {len(mask)} frames", where=choices.where)
+        raise InputError(
+            "E-NO-FRAMES",
+            f"sample_mask keeps none of {len(mask)} frames",
+            where=choices.where,
+            rule="at least one frame of a run is kept",
+            fix="exclude the run, or censor less",
+        )
     regressors = build_columns(table, choices.columns, choices.selection.all_terms)
     _refuse_nan(regressors, kept, choices)
     if not choices.selection.spikes:

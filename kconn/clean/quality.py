@@ -18,7 +18,7 @@ from kconn.errors import InputError
 from kconn.kernels import motion, quality
 
 #: The column of fMRIPrep's confound table that holds standardised DVARS, now and before version 1.1.
-_STD_DVARS: Final = ("std_dvars", "stdDVARS")
+STD_DVARS: Final = ("std_dvars", "stdDVARS")
 
 
 def estimate_quality(ds: xr.Dataset) -> xr.Dataset:
@@ -153,7 +153,7 @@ def with_std_dvars(ds: xr.Dataset) -> xr.Dataset:
     if "std_dvars" in ds:
         return ds
     names = ds["confounds"]["confound"].to_numpy().tolist() if "confounds" in ds else []
-    found = next((name for name in _STD_DVARS if name in names), None)
+    found = next((name for name in STD_DVARS if name in names), None)
     if found is None:
         return estimate_dvars(ds)
     filled: xr.DataArray = xr.apply_ufunc(

@@ -228,7 +228,7 @@ def resolve_t_r(
         ``E-TR-UNITS E-TR-RANGE E-TR-MISMATCH``.
     """
     if stated is not None:
-        return _in_range(stated, "stated", where=where), ()
+        return check_t_r(stated, "stated", where=where), ()
     if time_unit != 0 and time_unit not in _PER_SECOND:
         raise InputError(
             "E-TR-UNITS",
@@ -246,10 +246,10 @@ def resolve_t_r(
                 rule="the time unit must be s, ms or us when no JSON sidecar states RepetitionTime",
                 fix="state t_r (s) in the study file, or add the sidecar",
             )
-        return _in_range(pixdim_time / _PER_SECOND[time_unit], "in the header", where=where), ()
+        return check_t_r(pixdim_time / _PER_SECOND[time_unit], "in the header", where=where), ()
     if time_unit == 0 or pixdim_time == 0:
         note = f"the header states no repetition time; {sidecar:g} s was taken from the JSON sidecar"
-        return _in_range(sidecar, "in the JSON sidecar", where=where), (note,)
+        return check_t_r(sidecar, "in the JSON sidecar", where=where), (note,)
     header = pixdim_time / _PER_SECOND[time_unit]
     if not abs(header - sidecar) <= T_R_TOLERANCE:
         raise InputError(
@@ -259,7 +259,7 @@ def resolve_t_r(
             rule=f"both must agree to {T_R_TOLERANCE:g} s",
             fix="find out which is right and state it as t_r (s) in the study file",
         )
-    return _in_range(sidecar, "in the JSON sidecar", where=where), ()
+    return check_t_r(sidecar, "in the JSON sidecar", where=where), ()
 
 
 def grid_distance(affine: npt.ArrayLike, other: npt.ArrayLike, shape: tuple[int, ...]) -> float:
@@ -440,7 +440,23 @@ def _check_forms(
     )
 
 
-def _in_range(t_r: float, source: str, *, where: str) -> float:
+def check_t_r(t_r: float, source: str, *, where: str) -> float:
+    """Return a repetition time in s that a scanner can have.
+
+    Parameters
+    ----------
+    t_r
+        Seconds.
+    source
+        Who says so, for the error.
+    where
+        Place for the error.
+
+    Raises
+    ------
+    InputError
+        ``E-TR-RANGE``: milliseconds that were given as seconds, most of the time.
+    """
     low, high = T_R_RANGE
     if not low <= t_r <= high:
         raise InputError(

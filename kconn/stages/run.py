@@ -31,13 +31,12 @@ from kconn.io.nifti_header import MatrixHeader
 from kconn.kernels.smoothing import sigma_in_voxels, smooth_volumes
 from kconn.stages.binding import Job, excluded, exclusion
 from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy, without_spikes
+from kconn.study.denoise_rehearsal import LEAVES_OUT
 from kconn.study.nodesets import load_nodes
 from kconn.study.table import unless_off
 
 #: Bytes of volumes that the reader holds beside the row of chunks.
 _STREAM_BYTES: Final = 4 * 1024 * 1024
-#: Errors of denoising that speak of one run's motion, not of the study: the run is left out, with the reason.
-_LEAVES_OUT: Final = frozenset({"E-NO-FRAMES", "E-DF"})
 #: What a group of node series says of the voxels behind them.
 _COVERAGE: Final = ("coverage", "n_voxel", "atlas_coverage", "n_uncovered")
 
@@ -87,7 +86,7 @@ def denoise_run(job: Job) -> None:
             out = out.drop_vars("denoised").assign_attrs(excluded=reason)
         job.publish(out)
     except KconnError as error:
-        if error.code not in _LEAVES_OUT:
+        if error.code not in LEAVES_OUT:
             raise
         out = _with_quality(run, params).assign_attrs(excluded=f"{error.code} {error.problem}")
         if error.code == "E-NO-FRAMES":

@@ -21,6 +21,10 @@ class DenoiseTable(Table):
         str | list[str],
         Field(description="preset, one of [strategies], or a list of column names or regular expressions"),
     ] = "24P"
+    dependent: Annotated[
+        Literal["refuse", "drop"],
+        Field(description="what becomes of confounds that are sums of others: refuse the study, or name and drop them"),
+    ] = "refuse"
     detrend: Annotated[bool, Field(description="remove a straight line")] = True
     high_pass: Annotated[float | Off, Field(description="Hz; slower components are removed")] = 0.008
     low_pass: Annotated[float | Off, Field(description="Hz; faster components are removed")] = "none"  # noqa: S105 - a frequency

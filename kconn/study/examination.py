@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from kconn.clean.confounds import MOTION, Header, build_columns, compute_term, select, select_terms
-from kconn.clean.frames import DISPLACEMENT_COLUMNS, check_motion_filter
+from kconn.clean.confounds import Header, select
+from kconn.clean.frames import check_motion_filter
 from kconn.errors import InputError, KconnError, StudyFileError
 from kconn.grayordinates import has_grayordinates
 from kconn.io import cifti, layout, nifti, regressors, tables
 from kconn.io.layout import Run
+from kconn.io.nifti_header import check_t_r
 from kconn.kernels.filtering import check_band
+from kconn.study.denoise_rehearsal import known_frames, rehearse_denoising
 from kconn.study.file import Study
 from kconn.study.noise_regions import load_noise_regions
 from kconn.study.table import unless_off
@@ -45,6 +46,8 @@ class RunFacts:
         A Dataset with the grid or the columns and the attrs of the run, but no data.
     regions
         Role -> path of the masks that CompCor is computed from.
+    left_out
+        Why denoising will leave the run out, where its tables tell that already.
     """
 
     run: Run
@@ -56,6 +59,7 @@ class RunFacts:
     n_bytes: int
     template: xr.Dataset = field(repr=False)
     regions: Mapping[str, str] = field(default_factory=dict)
+    left_out: InputError | None = None
 
     @property
     def where(self) -> str:
@@ -89,14 +93,14 @@ def examine(study: Study, run: Run) -> RunFacts:
             rule="only volumes are smoothed; node series have no neighbours, and a surface is smoothed along itself",
             fix='set smoothing_fwhm = "none"',
         )
-    _check_confounds(study, facts)
+    left_out = _check_confounds(study, facts)
     if study.makes_compcor:
         _check_noise_regions(study, facts)
-    return facts
+    return replace(facts, left_out=left_out)
 
 
-def _check_confounds(study: Study, facts: RunFacts) -> None:
-    """Read every table of regressors of a run and find in them what the study asks for."""
+def _check_confounds(study: Study, facts: RunFacts) -> InputError | None:
+    """Read every table of regressors of a run, find in them what the study asks for, and rehearse denoising."""
     denoise, where = study.denoise, facts.where
     found = regressors.read_run_regressors(
         {role: study.folder / path for role, path in facts.files.items()},
@@ -105,7 +109,6 @@ def _check_confounds(study: Study, facts: RunFacts) -> None:
         t_r=float(facts.template.attrs["t_r"]),
         where=where,
     )
-    names = () if found is None else found.names
     strategy = replace(study.strategy, compcor=()) if study.makes_compcor else study.strategy
     if found is None and strategy.needs_table:
         raise InputError(
@@ -116,38 +119,16 @@ def _check_confounds(study: Study, facts: RunFacts) -> None:
             fix='add the table, or set confounds = "none"',
         )
     if found is not None and strategy.needs_table:
-        header = Header(names=names, compcor=found.compcor, noise_components=found.noise_components)
-        selection = select(header, strategy, has_high_pass=unless_off(denoise.high_pass) is not None, where=where)
-        # Frames that censoring drops may hold anything; which those are is known when the run is denoised.
-        if denoise.fd_threshold == denoise.dvars_threshold == "none":
-            values = build_columns(found.values, names, selection.all_terms)
-            _refuse_missing(values[denoise.dummy_frames :], [term.name for term in selection.all_terms], facts)
-    computes = denoise.motion_filter != "none" or denoise.fd_radius != "none"
-    if denoise.fd_threshold != "none" and (computes or denoise.fd_kind != "power" or "fd" not in facts.files):
-        if found is None:
-            raise InputError(
-                "E-FILE-MISSING",
-                "the run has no framewise displacement, and denoise.fd_threshold is set",
-                where=where,
-                rule="framewise displacement comes from the confound table, from fd_pattern or from [regressors]",
-                fix='add it, or set fd_threshold = "none"',
-            )
-        if computes or compute_term(DISPLACEMENT_COLUMNS[denoise.fd_kind], names) is None:
-            select_terms(names, MOTION, where=where)
-
-
-def _refuse_missing(values: npt.NDArray[np.float64], names: list[str], facts: RunFacts) -> None:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        i_row, i_column = (int(i) for i in np.argwhere(bad)[0])
-        raise InputError(
-            "E-CONFOUND-NAN",
-            f"the confound {names[i_column]!r} is not finite in frame {facts.n_time - len(values) + i_row}"
-            f" ({int(bad.any(axis=0).sum())} such confounds)",
-            where=facts.where,
-            rule="only the first frame may be n/a: a difference has nothing before it there, and 0 is put in",
-            fix="repair the table, or choose other confounds",
-        )
+        header = Header(names=found.names, compcor=found.compcor, noise_components=found.noise_components)
+        select(header, strategy, has_high_pass=unless_off(denoise.high_pass) is not None, where=where)
+    known = known_frames(
+        found,
+        study.folder / facts.files["fd"] if "fd" in facts.files else None,
+        n_time=facts.n_time,
+        t_r=float(facts.template.attrs["t_r"]),
+        where=where,
+    )
+    return rehearse_denoising(study, known, strategy)
 
 
 def _check_noise_regions(study: Study, facts: RunFacts) -> None:
@@ -241,12 +222,12 @@ def _examine_table(study: Study, run: Run) -> RunFacts:
     inputs = study.inputs
     assert run.timeseries is not None  # noqa: S101 - the layout gives every table run its file
     assert inputs.orientation is not None  # noqa: S101 - the study file states it for this layout
+    assert inputs.t_r is not None  # noqa: S101 - likewise
+    t_r = check_t_r(inputs.t_r, "stated", where=run.where)
     table = tables.read_timeseries(
         run.timeseries, orientation=inputs.orientation, has_header=inputs.has_header, where=run.where
     )
     n_node, n_time = len(table.names), table.values.shape[1]
-    if (fd := run.fd) is not None:
-        tables.read_vector(fd, n_time=n_time, where=run.where)
     names = np.array(table.names, dtype=object)
     return RunFacts(
         run=run,
@@ -256,7 +237,7 @@ def _examine_table(study: Study, run: Run) -> RunFacts:
         n_voxel=n_node,
         itemsize=8,
         n_bytes=run.timeseries.stat().st_size,
-        template=xr.Dataset(coords={"column": ("column", names)}, attrs={"where": run.where, "t_r": inputs.t_r}),
+        template=xr.Dataset(coords={"column": ("column", names)}, attrs={"where": run.where, "t_r": t_r}),
     )
 
 

@@ -11,6 +11,7 @@ import xarray as xr
 
 from kconn.errors import InputError, KconnError, StudyFileError, first_of
 from kconn.infer.design import NO_RUN
+from kconn.infer.formulas import evaluate_formula
 from kconn.io import layout, layout_hcp, tables
 from kconn.io.layout import Run
 from kconn.study.contrasts import Arrangement, arrange_test
@@ -91,12 +92,15 @@ def survey_study(study: Study, *, without: Collection[str] = ()) -> Survey:
     for run in runs:
         with collected(problems, run.where):
             facts.append(examine(study, run))
+    if facts and all(run.left_out for run in facts):
+        problems.extend(run.left_out for run in facts if run.left_out)
     check_brain_models(facts, problems)
     node_names = check_nodes(study, facts, problems)
     check_map_grids(study, facts, problems)
     check_map_statistics(study, problems)
     _check_voxelwise(study, facts, problems)
     if are_known:
+        _check_covariates(study, runs, participants, problems)
         _check_contrasts(study, runs, participants, sessions, problems)
     return Survey(
         runs=tuple(facts),
@@ -212,6 +216,13 @@ def _check_outputs(study: Study, problems: list[KconnError]) -> None:
                     fix=f"name another place in [study] {key}",
                 )
             )
+
+
+def _check_covariates(study: Study, runs: list[Run], participants: pd.DataFrame, problems: list[KconnError]) -> None:
+    """Evaluate the covariates of QC-FC for everybody who has a run."""
+    if names := study.quality.qc_fc_covariates:
+        with collected(problems, of="quality.qc_fc_covariates"):
+            evaluate_formula(" + ".join(names), participants.loc[sorted({run.subject for run in runs})])
 
 
 def _check_contrasts(
