@@ -155,8 +155,8 @@ if __name__ == "__main__":
         ("cosine high-pass", cosine_ours, cosine_nilearn, cosine, 5),
         ("cosine high-pass, a tenth dropped", censored_ours, censored_nilearn, cosine, 5),
         ("cosine high-pass, censored beside not", censored_ours, cosine_ours, "ours, all frames", 5),
-        ("butterworth", butterworth_ours, band_nilearn, butterworth, 3),
-        ("cosine band-pass", band_ours, band_nilearn, butterworth, 3),
+        ("butterworth", butterworth_ours, band_nilearn, butterworth, 2),
+        ("cosine band-pass", band_ours, band_nilearn, butterworth, 2),
         ("butterworth, censored beside not", censored_butterworth_ours, butterworth_ours, "ours, all frames", 5),
         ("store to store through a worker", worker_ours, in_process_ours, "ours, in this process", 5),
     ]

@@ -22,8 +22,8 @@ Scale = Literal["none", "zscore_sample", "psc"]
 #: A voxel carries no signal when the residual falls below this share of its root mean square; the rounding of
 #: float32 alone (6e-8) leaves a residual of that order in a voxel that is constant or copies a regressor.
 NO_SIGNAL: Final = 1e-6
-#: Voxels that are worked on at a time: their frames, in float64, stay in the cache of a core.
-TILE: Final = 64
+#: Voxels that are worked on at a time: enough for products to be worth their start, few enough to stay near a core.
+TILE: Final = 128
 _NONE, _ZSCORE, _PSC = range(3)
 _SCALES: Final[dict[Scale, int]] = {"none": _NONE, "zscore_sample": _ZSCORE, "psc": _PSC}
 #: A sum may be split over the lanes of the vector units, alike for every row; NaN stays NaN.
@@ -83,16 +83,14 @@ def _fill(x: Signal, projection: Projection, scale: Scale, out: Signal) -> None:
     with blas.single_thread():
         for start in range(0, len(x), TILE):
             tile = x[start : start + TILE]
-            part = slice(0, len(tile))
             if projection.butterworth is None:
                 _centre(compiled_type(tile), kept, projection.n_kept, work, mean, power)
             else:
-                filter_into(tile, projection.butterworth, work[part], mean, power)
+                filter_into(tile, projection.butterworth, work[: len(tile)], mean, power)
             # NumPy's product frees the interpreter lock and so lets blocks run side by side; SciPy's wrappers do not.
-            np.matmul(work[part] @ projection.basis, returns.T, out=inside[part])
-            if projection.removes:
-                np.subtract(work, inside, out=inside)
-            _finish(inside, kept, projection.n_kept, mean, power, _SCALES[scale], out[start : start + TILE])
+            np.matmul(work @ projection.basis, returns.T, out=inside)
+            part, n_kept = out[start : start + TILE], projection.n_kept
+            _finish(work, inside, projection.removes, kept, n_kept, mean, power, _SCALES[scale], part)
 
 
 @njit(cache=True, nogil=True, fastmath=_FLAGS)
@@ -112,13 +110,18 @@ def _centre(x, kept, n_kept, work, mean, power):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=_FLAGS)
-def _finish(rest, kept, n_kept, mean, power, scale, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - compiled
-    """Write the residuals ``rest`` to ``out`` in the scale that is asked for; NaN where there is no signal."""
+def _finish(work, inside, removes, kept, n_kept, mean, power, scale, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913, PLR0917 - compiled
+    """Write the residuals to ``out`` in the scale that is asked for; NaN where there is no signal.
+
+    They are ``inside``, or what it leaves of ``work``.
+    """
     for row in range(len(out)):
         total, squares = 0.0, 0.0
-        for t in range(rest.shape[1]):
-            total += rest[row, t]
-            squares += rest[row, t] * rest[row, t]
+        for t in range(out.shape[1]):
+            rest = work[row, t] - inside[row, t] if removes else inside[row, t]
+            inside[row, t] = rest
+            total += rest
+            squares += rest * rest
 
         # Not a number fails every comparison, and so counts as no signal.
         factor = 1.0 if squares > NO_SIGNAL * NO_SIGNAL * power[row] and power[row] < np.inf else np.nan
@@ -132,5 +135,5 @@ def _finish(rest, kept, n_kept, mean, power, scale, out):  # type: ignore[no-unt
                 factor *= np.sqrt((n_kept - 1) / spread) if spread > 0 else np.nan
             else:
                 factor *= 100.0 / abs(level) if level * level * n_kept > NO_SIGNAL * NO_SIGNAL * power[row] else np.nan
-        for t in range(rest.shape[1]):
-            out[row, t] = (rest[row, t] - offset) * factor if kept[t] else np.nan
+        for t in range(out.shape[1]):
+            out[row, t] = (inside[row, t] - offset) * factor if kept[t] else np.nan
