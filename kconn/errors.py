@@ -42,6 +42,7 @@ CODES: Final[dict[str, str]] = {
     "E-MASK-EMPTY": "A mask selects no voxel, or the data inside it are constant.",
     # grayordinates
     "E-CIFTI": "The file is not a readable CIFTI-2 file, or holds another kind of matrix than is needed.",
+    "E-GIFTI": "The file is not a readable GIFTI surface.",
     "E-BRAIN-MODELS": "CIFTI files that must share surfaces, volume or grayordinates do not.",
     # tables
     "E-TABLE": "A table cannot be read as numbers.",

@@ -90,3 +90,17 @@ def _intent(axes):
         "SeriesDense": 3012,
     }
     return codes[second + first]
+
+
+def write_surface(path, n_vertices, *, structure="CortexLeft", seed=0):
+    """Write a strip of triangles over all vertices as a GIFTI surface, and return points and triangles."""
+    points = np.random.default_rng(seed).normal(scale=30, size=(n_vertices, 3)).astype(np.float32)
+    triangles = (np.arange(n_vertices - 2)[:, None] + np.arange(3)).astype(np.int32)
+    meta = {} if structure is None else {"AnatomicalStructurePrimary": structure}
+    arrays = [
+        nib.gifti.GiftiDataArray(points, intent="pointset", datatype="float32", meta=nib.gifti.GiftiMetaData(meta)),
+        nib.gifti.GiftiDataArray(triangles, intent="triangle", datatype="int32"),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.GiftiImage(darrays=arrays).to_filename(path)
+    return points, triangles

@@ -282,6 +282,26 @@ def test_run_test__the_baseline_of_each_edge_is_its_own_nuisance():
     )
 
 
+def test_run_test__the_baseline_of_each_edge_can_be_what_is_tested():
+    """The slope of post on pre, edge by edge, and an F of it with age."""
+    weights = {"slope": {"baseline": 1}, "any": [{"baseline": 1}, {"age": 1}], "age": {"age": 1}}
+    arranged = arrange(
+        {"test": "design", "formula": "group + age", "sessions": ["post"], "baseline": ["pre"], "weights": weights}
+    )
+    rehearse_test(arranged)
+    result = run_test(arranged)
+    post, pre = (NETMAT.to_numpy().reshape(N, 2, 6)[:, i] for i in range(2))
+    for edge in range(6):
+        table = PEOPLE.assign(post=post[:, edge], pre=pre[:, edge])
+        fit = smf.ols("post ~ group + age + pre", table).fit()
+        stat = result["stat"][:, edge].to_series()
+        np.testing.assert_allclose(stat["slope"], fit.tvalues["pre"], rtol=1e-9)
+        np.testing.assert_allclose(stat["age"], fit.tvalues["age"], rtol=1e-9)
+        np.testing.assert_allclose(stat["any"], fit.f_test("pre = 0, age = 0").fvalue, rtol=1e-9)
+    assert "1 x baseline" in arranged.test.questions["slope"]
+    assert ["given its value" in sentence for sentence in arranged.test.questions.values()] == [False, False, True]
+
+
 def test_run_test__the_baseline_does_not_depend_on_the_order_of_sessions():
     table = ContrastTable.model_validate({**GROUPS, "n_perm": 60, "sessions": ["post"], "baseline": ["pre"]})
     options = table.model_dump(mode="json", include=set(ContrastTable.__mro__[1].model_fields))
@@ -298,6 +318,7 @@ def test_run_test__the_baseline_does_not_depend_on_the_order_of_sessions():
         {"sessions": ["post"], "baseline": ["pre"], "regression": "manly"},
         {"sessions": ["post"], "baseline": ["pre"], "variance_groups": "group"},
         {"sessions": ["post"], "baseline": ["pre"], "missing": "refit"},
+        {"test": "design", "weights": {"baseline": 1}, "effect": None, "levels": None},
     ],
 )
 def test_rehearse_test__refuses_a_baseline_that_cannot_be(keys):

@@ -26,7 +26,16 @@ MapVariable = Literal["seed_map", "subject_map"]
 #: Coordinates of ``node`` that a cohort keeps.
 NODE_COORDS: Final = ("node", "network", "x", "y", "z")
 #: Attrs of a run that say where its voxels or grayordinates lie.
-PLACE_ATTRS: Final = ("affine", "grid_shape", "space", "structures", "volume_shape", "brain_models")
+PLACE_ATTRS: Final = (
+    "affine",
+    "grid_shape",
+    "space",
+    "structures",
+    "n_vertices",
+    "volume_affine",
+    "volume_shape",
+    "brain_models",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -115,6 +115,12 @@ def describe_contrast_result(result: xr.Dataset) -> dict[str, Any]:
     }
     if attrs["tail"] != attrs["tail_unc"]:
         told["Tail"] += ", of corrected p only"
+    if "baseline_weights" in attrs:
+        weights = attrs["baseline_weights"][0]
+        told["Baseline"] = {
+            "Description": "A regressor of each feature: its value at baseline.",
+            "ContrastWeights": weights,
+        }
     if "threshold" in attrs:
         told["Threshold"] = attrs["threshold"]
     if "n_exceed" in attrs:

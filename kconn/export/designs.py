@@ -63,7 +63,7 @@ def write_design(bench: Workbench, name: str, out: Path, *, form: Format) -> Wri
     Raises
     ------
     StudyFileError
-        ``E-STUDY-VALUE`` if there is no such contrast.
+        ``E-STUDY-VALUE`` if there is no such contrast, or it has a regressor of its own for each feature.
     DesignError
         ``E-BLOCKS`` if blocks or variance groups have no place in FSL's files.
     InputError
@@ -79,6 +79,13 @@ def write_design(bench: Workbench, name: str, out: Path, *, form: Format) -> Wri
         )
     cohort, from_results = _find_cohort(bench)
     arrangement = arrange_contrast(study, name, cohort, bench.survey.participants, bench.survey.sessions)
+    if arrangement.test.baseline is not None:
+        raise StudyFileError(
+            "E-STUDY-VALUE",
+            f"contrasts.{name} has a baseline, a regressor of its own for each feature",
+            rule="files of a design hold what all features share",
+            fix="name another contrast, or test it with kconn",
+        )
     tests = rehearse_test(arrangement, n_perm=arrangement.n_perm)
     ids = sorted(map(str, arrangement.test.design.index))
     order = arrangement.test.design.index.get_indexer(pd.Index(ids))

@@ -200,7 +200,7 @@ def read_result(outcome: Outcome, correction: Correction) -> dict[str, npt.NDArr
         "stat": observed.stat,
         "dof": observed.dof,
         "zstat": observed.zstat,
-        "cohen_d": observed.cohen_d * (_design_range(outcome.test) if correction.convention == "palm" else 1.0),
+        "cohen_d": observed.cohen_d * (observed.span if correction.convention == "palm" else 1.0),
         "partial_r": observed.partial_r,
         "p_unc": outcome.p_unc[i_shown],
         "p_fwe": p_fwe[i_shown],
@@ -213,12 +213,6 @@ def read_result(outcome: Outcome, correction: Correction) -> dict[str, npt.NDArr
         "max_stat": null.to_stat(null.highest),
         **outcome.maps,
     }
-
-
-def _design_range(test: Test) -> float:
-    """Return the range of the tested regressor, 0 included: PALM's Cohen's d is the effect of all of it."""
-    partition = test.engine.partition
-    return float(np.ptp(np.append(partition.tested[:, 0], 0.0))) / partition.scale
 
 
 def _refine(

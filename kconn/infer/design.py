@@ -52,7 +52,8 @@ class TestInput:
     design
         Index: observation, which is the subject, or ``sub-01_ses-1`` where rows are sessions; columns: regressors.
     contrasts
-        Name -> weights over the columns of ``design``, ``(column,)`` for t or ``(r, column)`` for F.
+        Name -> weights over the columns of ``design``, ``(column,)`` for t or ``(r, column)`` for F; with one more,
+        the last, where the value at baseline is weighed.
     rows
         The rows of the tables about people behind the design, with the same index: what blocks are read from.
     sign_flip
@@ -62,7 +63,7 @@ class TestInput:
     questions
         Contrast -> the test in one sentence.
     baseline
-        ``(observation, edge)``, a nuisance regressor of each edge, or None.
+        ``(observation, edge)``, a regressor of each edge, or None.
     """
 
     __test__ = False  # no test class, whatever its name makes pytest think
@@ -148,7 +149,11 @@ def build_test(
         before = [_average_side(_rows_of(netmat, subject), hypothesis.baseline) for subject in rows.index]
         baseline = _stack(before, rows.index)
         given = f"; given its value in {' and '.join(hypothesis.baseline)}"
-        words = {name: sentence + given for name, sentence in words.items()}
+        n_column = made.design.shape[1]
+        words = {
+            name: sentence if made.contrasts[name][..., n_column:].any() else sentence + given
+            for name, sentence in words.items()
+        }
     return TestInput(
         data=_stack(observed, rows.index),
         design=made.design,

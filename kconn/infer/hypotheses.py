@@ -16,6 +16,8 @@ from kconn.infer.formulas import evaluate_formula, evaluate_terms, find_terms, r
 FloatArray = npt.NDArray[np.float64]
 Test = Literal["two-sample", "paired", "one-sample", "covariate", "f-test", "interaction", "repeated", "design"]
 INTERCEPT: Final = "Intercept"
+#: By what name a contrast weighs the value of each feature at baseline.
+BASELINE: Final = "baseline"
 #: Name of the contrast of a test that has one.
 TESTED: Final = "tested"
 
@@ -42,7 +44,8 @@ class Hypothesis:
     change
         ``(A, B)``: the data are B - A per subject. Either may be several sessions, which are averaged first.
     baseline
-        Sessions, averaged per subject, whose value of each feature is a nuisance regressor of that feature.
+        Sessions, averaged per subject, whose value of each feature is a regressor of that feature: nuisance, unless
+        ``weights`` name it.
     where
         Column -> value or values of the rows that are kept.
     rows
@@ -313,9 +316,17 @@ def _code_course(rows: pd.DataFrame, effect: str) -> list[tuple[str, pd.Series[A
 def _free(rows: pd.DataFrame, hypothesis: Hypothesis) -> Regressors:
     """Return the design of a formula and the weights as they are given."""
     design = evaluate_formula(hypothesis.formula, rows)
-    contrasts = {
-        name: read_weights(name, weights, list(design.columns)) for name, weights in _by_name(hypothesis.weights)
-    }
+    columns = list(design.columns)
+    if hypothesis.baseline is not None:
+        if BASELINE in columns:
+            raise DesignError(
+                "E-DESIGN-FORMULA",
+                f"the formula {hypothesis.formula!r} makes a column {BASELINE!r}, beside the key of that name",
+                rule=f"'weights' know the value of each feature at baseline as {BASELINE!r}",
+                fix="rename the column of the table",
+            )
+        columns.append(BASELINE)
+    contrasts = {name: read_weights(name, weights, columns) for name, weights in _by_name(hypothesis.weights)}
     words = {}
     for name, given in _by_name(hypothesis.weights):
         tables = [given] if isinstance(given, Mapping) else given

@@ -126,8 +126,9 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         Tables ``(n_perm, observation)`` to use instead of drawing, row 0 the identity: PALM's and MRtrix3's convention
         ``(P v)[i] = sign[i] v[permutation[i]]``, counting rows of ``data`` from 0.
     feature_covariates
-        One more nuisance regressor per feature, of the shape of ``data`` (grey matter for a map of connectivity, say).
-        Freedman-Lane only. It is nuisance: no contrast can have a weight on it.
+        One more regressor per feature, of the shape of ``data`` (grey matter for a map of connectivity, say): PALM's
+        ``-evperdat``. Freedman-Lane only. It is nuisance unless a contrast weighs it, as ``"feature_covariates"`` in a
+        mapping, or with one weight more than the design has columns, the last.
     statistic
         ``"edge"`` or ``"voxel"``: each feature by itself. ``"cluster-extent"`` (number of features), ``"cluster-mass"``
         (sum of z above the threshold), ``"nbs"`` (number of edges of a component, edges with a common node being
@@ -235,7 +236,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     )
     if feature_covariates is not None:
         features, order = join_covariates(features, feature_covariates, observations, model)
-    plan = plan_tests(read_contrasts(contrasts, columns, joint=joint_fwe), model, exchange)
+    plan = plan_tests(read_contrasts(contrasts, model, joint=joint_fwe), model, exchange)
 
     enhancement = None
     if statistic in ("edge", "voxel"):

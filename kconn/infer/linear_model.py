@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,12 @@ from kconn.errors import DesignError, SchemaError
 from kconn.infer.arguments import Convention, Rows
 from kconn.infer.observations import Observations, join_rows, join_table
 from kconn.kernels import glm, welch
-from kconn.kernels.feature_covariates import plan_feature_covariates
+from kconn.kernels.feature_covariates import CovariatePartition, plan_feature_covariates, split_with_covariate
 from kconn.kernels.glm import Regression
-from kconn.kernels.permutation import Shuffling
+from kconn.kernels.permutation import Shuffling, label_rows
+
+#: By what name a contrast weighs the covariate of each feature.
+COVARIATE: Final = "feature_covariates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +39,25 @@ class Model:
         )
         return replace(self, matrix=self.matrix[observed], variance_groups=groups)
 
-    def plan(self, partition: glm.Partition, shuffling: Shuffling) -> glm.Engine:
+    @property
+    def regressors(self) -> list[str]:
+        """What a contrast can weigh: the columns, and the covariate of each feature where there is one."""
+        return [*self.columns, COVARIATE] if self.has_feature_covariates else self.columns
+
+    def split(self, weights: npt.NDArray[np.float64]) -> glm.Partition | CovariatePartition:
+        """Return the design as one contrast sees it."""
+        split = split_with_covariate if self.has_feature_covariates else glm.split_design
+        return split(self.matrix, weights)
+
+    def label(self, weighed: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+        """Return labels of observations: equal where all `regressors` that are ``weighed`` are."""
+        if self.has_feature_covariates and weighed[-1]:
+            return np.arange(len(self.matrix))  # no two observations have the same values of every feature
+        return label_rows(self.matrix[:, weighed[: len(self.columns)]])
+
+    def plan(self, partition: glm.Partition | CovariatePartition, shuffling: Shuffling) -> glm.Engine:
         """Return the engine of one contrast."""
-        if self.has_feature_covariates:
+        if isinstance(partition, CovariatePartition):
             return plan_feature_covariates(partition, shuffling)
         if self.variance_groups is None:
             return glm.plan_pooled(partition, shuffling, self.regression)

@@ -18,7 +18,7 @@ from kconn.infer.feature_tests import estimate_features
 from kconn.infer.permuting import Test, Work
 from kconn.infer.relabelling import Plan, refuse_idle
 from kconn.kernels import glm
-from kconn.kernels.permutation import free_exchange, label_rows, plan_shuffling, restrict_tree
+from kconn.kernels.permutation import free_exchange, plan_shuffling, restrict_tree
 from kconn.kernels.tallies import TAILS
 
 #: Patterns that are refitted at most: each one plans relabellings and runs tasks of its own.
@@ -148,16 +148,16 @@ def _plan_pattern(pattern: Pattern, i_test: int, plan: Plan) -> Test | None:
         return main
     if not observed.any():
         return None
-    rows = plan.model.matrix[observed]
+    own = plan.model.restrict(observed)
     try:
-        design, weights = glm.drop_dependent(rows, contrast.weights)
+        design, weights = glm.drop_dependent(own.matrix, contrast.weights)
         glm.check_design(design)
         partition = glm.split_design(design, weights)
         if main.kind in ("permutations", "both"):
-            refuse_idle(rows, contrast.weights)
+            refuse_idle(own, contrast.weights)
             tree = free_exchange(observed.size) if exchange.tree is None else exchange.tree
             shuffling = plan_shuffling(
-                label_rows(rows[:, contrast.tested]),
+                own.label(contrast.tested),
                 n_perm=exchange.n_perm,
                 seed=pattern.derive_seed(exchange.seed),
                 tree=restrict_tree(tree, observed),
@@ -165,7 +165,7 @@ def _plan_pattern(pattern: Pattern, i_test: int, plan: Plan) -> Test | None:
             )
         else:
             shuffling = main.shuffling.restrict(observed)
-        engine = plan.model.restrict(observed).plan(partition, shuffling)
+        engine = own.plan(partition, shuffling)
     except DesignError:
         return None
     return replace(main, shuffling=shuffling, engine=engine)

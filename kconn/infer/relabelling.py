@@ -15,7 +15,7 @@ from kconn.infer.arguments import Rows
 from kconn.infer.linear_model import Model
 from kconn.infer.observations import Observations, join_rows
 from kconn.infer.permuting import Test
-from kconn.kernels import glm, permutation
+from kconn.kernels import permutation
 from kconn.kernels.permutation import Shuffling
 
 
@@ -50,15 +50,15 @@ class Contrast:
     tested: npt.NDArray[np.bool_]
 
 
-def read_contrasts(contrasts: Mapping[str, Any], columns: list[str], *, joint: bool) -> list[Contrast]:
-    """Return contrasts as weights of columns; jointly corrected ones share what tells relabellings apart."""
-    weights = {name: _read_contrast(name, given, columns) for name, given in contrasts.items()}
+def read_contrasts(contrasts: Mapping[str, Any], model: Model, *, joint: bool) -> list[Contrast]:
+    """Return contrasts as weights of regressors; jointly corrected ones share what tells relabellings apart."""
+    weights = {name: _read_contrast(name, given, model) for name, given in contrasts.items()}
     if not weights:
         raise DesignError("E-CONTRAST", "there is no contrast", rule="at least one name with its weights")
     tested = {name: np.asarray(np.atleast_2d(given).any(axis=0)) for name, given in weights.items()}
     if joint:
         every = {found.size for found in tested.values()}
-        if every == {len(columns)}:
+        if every == {len(model.regressors)}:
             tested = dict.fromkeys(tested, np.asarray(np.any(list(tested.values()), axis=0)))
     return [Contrast(name=name, weights=given, tested=tested[name]) for name, given in weights.items()]
 
@@ -81,20 +81,19 @@ def plan_tests(contrasts: list[Contrast], model: Model, exchange: Exchange) -> P
 
 def _plan_test(contrast: Contrast, model: Model, exchange: Exchange) -> Test:
     try:
-        partition = glm.split_design(model.matrix, contrast.weights)
-        labels = permutation.label_rows(model.matrix[:, contrast.tested])
-        shuffling, kind, note = _plan_shuffling(labels, exchange)
+        partition = model.split(contrast.weights)
+        shuffling, kind, note = _plan_shuffling(model.label(contrast.tested), exchange)
         if kind == "permutations":
-            refuse_idle(model.matrix, contrast.weights)
+            refuse_idle(model, contrast.weights)
         engine = model.plan(partition, shuffling)
     except DesignError as error:
         raise error.at(contrast.name) from error
     return Test(name=contrast.name, shuffling=shuffling, kind=kind, note=note, engine=engine)
 
 
-def refuse_idle(matrix: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> None:
+def refuse_idle(model: Model, weights: npt.NDArray[np.float64]) -> None:
     """Refuse to permute for a contrast whose own tested columns are the same for all observations."""
-    own = permutation.label_rows(matrix[:, np.atleast_2d(weights).any(axis=0)])
+    own = model.label(np.asarray(np.atleast_2d(weights).any(axis=0)))
     if own.max() == own.min():
         raise DesignError(
             "E-PERMUTATIONS",
@@ -104,7 +103,8 @@ def refuse_idle(matrix: npt.NDArray[np.float64], weights: npt.NDArray[np.float64
         )
 
 
-def _read_contrast(name: str, weights: Any, columns: list[str]) -> npt.NDArray[np.float64]:
+def _read_contrast(name: str, weights: Any, model: Model) -> npt.NDArray[np.float64]:
+    columns = model.regressors
     if isinstance(weights, Mapping | pd.Series):
         given = {str(column): value for column, value in weights.items()}
         unknown = sorted(set(given) - set(columns))
@@ -114,11 +114,15 @@ def _read_contrast(name: str, weights: Any, columns: list[str]) -> npt.NDArray[n
             )
         weights = [given.get(column, 0.0) for column in columns]
     try:
-        return np.asarray(weights, dtype=np.float64)
+        given_weights = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DesignError(
             "E-CONTRAST", f"the weights are no numbers: {error}", where=name, rule="one number per column"
         ) from error
+    if model.has_feature_covariates and given_weights.shape[-1:] == (len(model.columns),):
+        # A covariate that a contrast says nothing of is nuisance.
+        return np.concatenate([given_weights, np.zeros((*given_weights.shape[:-1], 1))], axis=-1)
+    return given_weights
 
 
 def _plan_shuffling(labels: npt.NDArray[np.intp], exchange: Exchange) -> tuple[Shuffling, str, str]:

@@ -175,8 +175,9 @@ def regress_out(values: FloatArray, basis: FloatArray) -> FloatArray:
 class Observed:
     """What the data say before any relabelling, one number per feature, NaN where ``excluded``.
 
-    ``effect`` and ``cohen_d`` are NaN for F contrasts. ``compared`` is what relabellings are compared on. ``excluded``
-    is 0 for a tested feature, 1 for one with missing values, 2 for one that does not vary beyond the nuisance.
+    ``effect``, ``cohen_d`` and ``span``, the range of the tested regressor with 0 included, are NaN for F contrasts.
+    ``compared`` is what relabellings are compared on. ``excluded`` is 0 for a tested feature, 1 for one with missing
+    values, 2 for one that does not vary beyond the nuisance.
     """
 
     effect: FloatArray
@@ -185,6 +186,7 @@ class Observed:
     zstat: FloatArray
     compared: FloatArray
     cohen_d: FloatArray
+    span: FloatArray
     partial_r: FloatArray
     excluded: npt.NDArray[np.int8]
 
@@ -204,7 +206,7 @@ def observe(values: Array, partition: Partition) -> Observed:
         u = _combine(partition.tested.T @ (residual / norm))
         # The error sum of squares comes from its own residual, not from 1 - u^2, which cancels when the fit is close.
         error = np.linalg.norm(regress_out(residual, partition.tested), axis=0) / norm
-        stat = _statistic(u, error, partition)
+        stat = statistic_of_error(u, error, rank=rank, dof=dof)
     nothing = np.full(norm.shape, np.nan)
     missing = np.where(excluded == 0, 0.0, np.nan)
     return Observed(
@@ -214,6 +216,7 @@ def observe(values: Array, partition: Partition) -> Observed:
         zstat=missing + (t_to_z(stat, dof) if rank == 1 else f_to_z(stat, rank, dof)),
         compared=missing + u,
         cohen_d=missing + (stat * partition.scale if rank == 1 else nothing),
+        span=missing + (np.ptp(np.append(partition.tested, 0.0)) / partition.scale if rank == 1 else nothing),
         partial_r=missing + (u if rank == 1 else np.sqrt(u)),
         excluded=excluded,
     )
@@ -241,10 +244,11 @@ def _combine(projections: FloatArray) -> FloatArray:
     return projections[0] if len(projections) == 1 else np.asarray((projections**2).sum(axis=0))
 
 
-def _statistic(u: FloatArray, error: FloatArray, partition: Partition) -> FloatArray:
-    if partition.rank == 1:
-        return np.asarray(u * np.sqrt(partition.dof) / error)
-    return np.asarray((u / partition.rank) / (error**2 / partition.dof))
+def statistic_of_error(u: FloatArray, error: FloatArray, *, rank: int, dof: int) -> FloatArray:
+    """Return t (rank 1) or F (higher rank) of u or v and the norm of the residual beside it."""
+    if rank == 1:
+        return np.asarray(u * np.sqrt(dof) / error)
+    return np.asarray((u / rank) / (error**2 / dof))
 
 
 def statistic_of_u(u: FloatArray, *, rank: int, dof: int) -> FloatArray:
@@ -308,10 +312,6 @@ def fold_z(z: FloatArray) -> FloatArray:
 
 class Engine(Protocol):
     """What carries out a test: how the data are prepared, what is relabelled, and on which scale results compare."""
-
-    @property
-    def partition(self) -> Partition:
-        """The design seen from the contrast."""
 
     @property
     def stat_kind(self) -> str:

@@ -14,15 +14,17 @@ from kconn import schema
 from kconn.connect.cohort import assemble, average_runs, project_tangent, scale_to_unrelated
 from kconn.errors import InputError
 from kconn.io import tables
+from kconn.kernels.clusters import Neighbours
 from kconn.stages.binding import Job, exclusion
 from kconn.stages.quality import find_short_sessions, quality_rows, run_of, split_path, summarise_sessions
 from kconn.stages.running import bind_checkpoint
 from kconn.study.contrasts import arrange_test, describe_exchange, run_test
+from kconn.study.surfaces import STRUCTURE_OF
 
 #: Why a subject is in no test of a cohort that it could have been in.
 NOTHING_LEFT: Final = "every run or session was left out"
-#: Files of a test that are tables about people; the others are those of its ``files``.
-_PEOPLE: Final = frozenset({"participants", "sessions"})
+#: Files of a test that are tables about people or surfaces; the others are those of its ``files``.
+_NOT_OF_DESIGN: Final = frozenset({"participants", "sessions", *STRUCTURE_OF})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,9 @@ def test_contrast(job: Job) -> None:
     job.publish(run_contrast(job, cohort["netmat"], without_runs=cohort.attrs["without_runs"]))
 
 
-def run_contrast(job: Job, data: xr.DataArray, *, without_runs: Sequence[str]) -> xr.Dataset:
+def run_contrast(
+    job: Job, data: xr.DataArray, *, without_runs: Sequence[str], neighbours: Neighbours | None = None
+) -> xr.Dataset:
     """Return the test of the contrast of a job on any features of the cohort.
 
     Parameters
@@ -120,6 +124,8 @@ def run_contrast(job: Job, data: xr.DataArray, *, without_runs: Sequence[str]) -
         ``(observation, feature)`` with ``subject`` and ``session`` along ``observation``.
     without_runs
         Subjects whose runs were all left out.
+    neighbours
+        Of grayordinates, where the statistic looks at them.
     """
     params = job.step.params
     participants, sessions = tables.read_people(
@@ -129,22 +135,25 @@ def run_contrast(job: Job, data: xr.DataArray, *, without_runs: Sequence[str]) -
         id_column=params["participants_id"],
         id_format=params["participants_id_format"],
     )
-    files = {role: job.folder / path for role, path in job.step.files.items() if role not in _PEOPLE}
+    files = {role: job.folder / path for role, path in job.step.files.items() if role not in _NOT_OF_DESIGN}
     permutation = {**params["permutation"], "max_mem": job.step.max_mem}
     arrangement = arrange_test(data, participants, sessions, {**params, "permutation": permutation}, files)
     test = arrangement.test
-    result = run_test(arrangement, checkpoint=bind_checkpoint(job.root, job.step))
+    result = run_test(arrangement, neighbours=neighbours, checkpoint=bind_checkpoint(job.root, job.step))
     left_out = dict.fromkeys(without_runs, NOTHING_LEFT) | test.left_out
     questions = list(test.questions.values())
     if not test.is_set:
         result = result.isel(contrast=0).assign_coords(contrast=job.step.address.path.split("/")[3])
         result = result.assign_attrs(question=questions[0])
+    weights, n_column = [np.atleast_2d(found) for found in test.contrasts.values()], len(test.design.columns)
+    if test.baseline is not None:
+        result = result.assign_attrs(baseline_weights=[found[:, n_column:].ravel().tolist() for found in weights])
     result = result.assign_attrs(
         questions=questions,
         test=params["hypothesis"]["test"],
         formula=params["hypothesis"]["formula"],
         regressors=list(test.design.columns),
-        weights=[np.atleast_2d(found).tolist() for found in test.contrasts.values()],
+        weights=[found[:, :n_column].tolist() for found in weights],
         exchange=describe_exchange(arrangement),
         n_variance_group=0 if arrangement.variance_groups is None else arrangement.variance_groups.nunique(),
         n_observation=len(test.design),

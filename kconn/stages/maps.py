@@ -12,12 +12,15 @@ from kconn.connect.cohort_maps import PLACE_ATTRS, MapVariable, assemble_maps, m
 from kconn.connect.dual_regression import regress_series
 from kconn.connect.seedmaps import estimate_seed_maps
 from kconn.errors import DesignError
+from kconn.grayordinates import read_grayordinates
 from kconn.infer.joint_maps import correct_over_nodes
 from kconn.io import cubes
+from kconn.kernels.clusters import Neighbours
 from kconn.stages.binding import Job, excluded, exclusion
 from kconn.stages.cohort import run_contrast, select_runs
 from kconn.stages.quality import split_path, summarise_sessions
 from kconn.study.connection_tables import MapKind
+from kconn.study.surfaces import STRUCTURE_OF, load_neighbours
 
 #: Kind of map -> the variable that holds it.
 VARIABLE_OF: Final[dict[MapKind, MapVariable]] = {"seedmap": "seed_map", "subjectmap": "subject_map"}
@@ -64,7 +67,9 @@ def test_map(job: Job) -> None:
     maps = cohort[VARIABLE_OF[params["kind"]]].isel(node=params["i_node"])
     name = str(maps["node"].item())
     try:
-        result = run_contrast(job, maps, without_runs=cohort.attrs["without_runs"])
+        result = run_contrast(
+            job, maps, without_runs=cohort.attrs["without_runs"], neighbours=_find_neighbours(job, cohort)
+        )
     except DesignError as error:
         if error.code != "E-NO-FEATURES":
             raise
@@ -72,6 +77,18 @@ def test_map(job: Job) -> None:
         return
     place = {name: cohort.attrs[name] for name in PLACE_ATTRS if name in cohort.attrs}
     job.publish(result.assign_attrs(place, node=name))
+
+
+def _find_neighbours(job: Job, cohort: xr.Dataset) -> Neighbours | None:
+    """Return which grayordinates of a cohort touch, where the step has surfaces."""
+    params = job.step.params
+    files = {role: path for role in STRUCTURE_OF if (path := job.file(role)) is not None}
+    if not files:
+        return None
+    connectivity = params["permutation"]["neighbours"]
+    return load_neighbours(
+        files, read_grayordinates(cohort), connectivity=connectivity, extent=params["surface_extent"]
+    )
 
 
 def correct_map_tests(job: Job) -> None:

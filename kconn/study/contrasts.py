@@ -20,11 +20,10 @@ from kconn.infer.inference import permutation_test
 from kconn.io import designs
 from kconn.io.designs import DesignFiles
 from kconn.io.identifiers import canonical_label
-from kconn.kernels.clusters import Tfce, network_pairs
+from kconn.kernels.clusters import Neighbours, Tfce, network_pairs
 from kconn.kernels.sequential import Sequential
+from kconn.study.test_tables import OF_NEIGHBOURS
 
-#: Statistics that look at neighbours, which are given as pairs where features are edges.
-_OF_NEIGHBOURS: Final = frozenset({"cluster-extent", "cluster-mass", "tfce"})
 #: Bytes per pair of neighbours while a graph is built, measured on 14,706 edges.
 _PAIR_BYTES: Final = 64
 
@@ -119,8 +118,20 @@ def arrange_test(
     )
 
 
-def run_test(arrangement: Arrangement, *, checkpoint: Checkpoint | None = None) -> xr.Dataset:
-    """Return the result of `kconn.permutation_test`: dims ``(contrast, feature...)``."""
+def run_test(
+    arrangement: Arrangement, *, neighbours: Neighbours | None = None, checkpoint: Checkpoint | None = None
+) -> xr.Dataset:
+    """Return the result of `kconn.permutation_test`: dims ``(contrast, feature...)``.
+
+    Parameters
+    ----------
+    arrangement
+        The call.
+    neighbours
+        Of grayordinates; None where `find_neighbours` knows them.
+    checkpoint
+        Where finished ranges of relabellings are kept.
+    """
     options, test = arrangement.options, arrangement.test
     statistic = options["statistic"]
     return permutation_test(
@@ -137,7 +148,7 @@ def run_test(arrangement: Arrangement, *, checkpoint: Checkpoint | None = None) 
         permutations=arrangement.permutations,
         signs=arrangement.signs,
         statistic=statistic,
-        neighbours=find_neighbours(test.data, options),
+        neighbours=neighbours or find_neighbours(test.data, options),
         threshold=options["threshold"],
         tfce=read_tfce(options),
         convention=options["convention"],
@@ -197,7 +208,8 @@ def split_contrasts(result: xr.Dataset, name: str) -> dict[str, xr.Dataset]:
         one = result.isel(contrast=i)
         notes = [note.split(": ", 1)[1] for note in result.attrs["notes"] if note.startswith(f"{label}: ")]
         counts = {key: [result.attrs[key][i]] for key in ("n_missing", "n_constant")}
-        attrs = {"question": result.attrs["questions"][i], "weights": [result.attrs["weights"][i]], "notes": notes}
+        attrs = {"question": result.attrs["questions"][i], "notes": notes}
+        attrs |= {key: [result.attrs[key][i]] for key in ("weights", "baseline_weights") if key in result.attrs}
         found[f"{name}-{label}"] = one.assign_attrs({**one.attrs, **attrs, **counts})
     return found
 
@@ -265,7 +277,7 @@ def _place_tables(
 
 def find_neighbours(data: xr.DataArray, options: Mapping[str, Any]) -> int | npt.NDArray[np.int64] | None:
     """Return the connectivity of voxels, or the pairs of edges that share a node, where the statistic looks at them."""
-    if options["statistic"] not in _OF_NEIGHBOURS:
+    if options["statistic"] not in OF_NEIGHBOURS:
         return None
     if "node_i" not in data.coords:
         given: int | None = options["neighbours"]

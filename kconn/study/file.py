@@ -25,7 +25,7 @@ from kconn.study.cleaning_tables import (
 from kconn.study.connection_tables import ConnectivityTable, DenseTable, IcaTable, MapsTable, NodesTable
 from kconn.study.input_tables import InputsTable, StudyTable
 from kconn.study.table import NAME, Table
-from kconn.study.test_tables import OF_ROWS, OF_STATISTIC, ContrastTable, PermutationTable
+from kconn.study.test_tables import OF_ROWS, OF_STATISTIC, ContrastTable, PermutationTable, SurfacesTable
 
 #: Names that a node set must not take, since the store uses them beside node sets.
 RESERVED: Final = frozenset(
@@ -63,6 +63,7 @@ class Study(Table):
     dense: DenseTable | None = None
     connectivity: ConnectivityTable = Field(default_factory=ConnectivityTable)
     maps: MapsTable = Field(default_factory=MapsTable)
+    surfaces: SurfacesTable | None = None
     contrasts: dict[Annotated[str, Field(pattern=NAME)], ContrastTable] = Field(default_factory=dict)
     permutation: PermutationTable = Field(default_factory=PermutationTable)
     #: Left out of what is printed as parameters: it changes no result, and names machines.
@@ -295,6 +296,7 @@ def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
         "dense": DenseTable,
         "connectivity": ConnectivityTable,
         "maps": MapsTable,
+        "surfaces": SurfacesTable,
         "contrasts": ContrastTable,
         "permutation": PermutationTable,
         "cluster": ClusterTable,

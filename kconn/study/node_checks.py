@@ -19,6 +19,8 @@ from kconn.study.connection_tables import NodesTable
 from kconn.study.examination import RunFacts, collected
 from kconn.study.file import Study
 from kconn.study.nodesets import load_nodes
+from kconn.study.surfaces import find_surfaces, load_neighbours
+from kconn.study.test_tables import OF_NEIGHBOURS
 
 
 def check_brain_models(facts: list[RunFacts], problems: list[KconnError]) -> None:
@@ -102,19 +104,44 @@ def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps) -> None:
         )
 
 
-def check_map_statistics(study: Study, problems: list[KconnError]) -> None:
-    """Refuse statistics of clusters of voxels without saying which voxels are neighbours."""
+def check_map_statistics(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> None:
+    """Refuse surfaces that are not those of the runs, and statistics of clusters where neighbours are not known."""
+    dense = next((run for run in facts if has_grayordinates(run.template)), None)
+    places = None if dense is None else read_grayordinates(dense.template)
+    if study.surfaces is not None:
+        with collected(problems, of="surfaces"):
+            if places is None or not find_surfaces(places):
+                raise InputError(
+                    "E-BRAIN-MODELS",
+                    "no run has vertices of a surface",
+                    rule="surfaces belong to CIFTI runs",
+                    fix="take [surfaces] out of the study file",
+                )
+            files = {role: study.folder / path for role, path in study.surfaces.files().items()}
+            load_neighbours(files, places, connectivity=None, extent=study.surfaces.extent)
     if not any(table.map_kinds() for table in study.nodes.values()):
         return
     for name in study.contrasts:
         options = study.permutation_of(name)
-        if options.statistic not in {"edge", "voxel", "nbs"} and options.neighbours is None:
+        if options.statistic not in OF_NEIGHBOURS:
+            continue
+        asked = f"contrasts.{name} has statistic = {options.statistic!r}"
+        if options.neighbours is None and (places is None or (places.vertex < 0).any()):
             problems.append(
                 StudyFileError(
                     "E-STUDY-VALUE",
-                    f"contrasts.{name} has statistic = {options.statistic!r} and no neighbours, and there are maps",
+                    f"{asked} and no neighbours, and there are maps",
                     rule="of voxels, 6, 18 or 26 are neighbours",
                     fix="write neighbours = 26 in the contrast or in [permutation]",
+                )
+            )
+        if study.surfaces is None and places is not None and (structures := find_surfaces(places)):
+            problems.append(
+                StudyFileError(
+                    "E-STUDY-VALUE",
+                    f"{asked}, and the maps have vertices of {' and '.join(structures)} without a surface",
+                    rule="vertices are neighbours along the edges of the triangles of their surface",
+                    fix="name the GIFTI surfaces in [surfaces]",
                 )
             )
 

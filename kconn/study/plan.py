@@ -18,6 +18,7 @@ from kconn.study.connection_tables import MAP_KINDS, DenseTable, IcaTable, MapKi
 from kconn.study.examination import RunFacts
 from kconn.study.file import Study
 from kconn.study.survey import Survey
+from kconn.study.test_tables import OF_NEIGHBOURS
 from kconn.versions import code_version
 
 RUN_STAGES: Final = ("ingest", "denoise", "reduce", "nodes", "netmat", "map")
@@ -198,6 +199,7 @@ class _Builder:
         paths |= {path for facts in survey.runs for path in facts.regions.values()}
         paths |= {path for nodes in study.nodes.values() for path in nodes.files().values()}
         paths |= {path for ica in study.ica.values() for path in ica.files().values()}
+        paths |= set(self._surfaces().values())
         paths |= set(self._tables().values())
         paths |= {path for contrast in study.contrasts.values() for path in contrast.roles.values()}
         memory = None if rehash else work_folder(study.store)
@@ -555,6 +557,10 @@ class _Builder:
             "permutation": permutation.model_dump(mode="json", exclude={"max_mem"}),
             **self._people_params(),
         }
+        surfaces: dict[str, str] = {}
+        if of is not None and permutation.statistic in OF_NEIGHBOURS and self.study.surfaces is not None:
+            surfaces = self._surfaces()
+            params["surface_extent"] = self.study.surfaces.extent
         n_value = permutation.n_perm * n_feature * max(1, len(cohort.upstream) - 1)
         estimate = Estimate(
             bytes_read=cohort.estimate.bytes_written,
@@ -565,12 +571,15 @@ class _Builder:
             "test" if of is None else "map-test",
             path,
             path,
-            files={**self._tables(), **contrast.roles},
+            files={**self._tables(), **contrast.roles, **surfaces},
             upstream=[cohort],
             params={**params, **(of or {})},
             estimate=estimate,
         )
         return replace(step, max_mem=permutation.max_mem)
+
+    def _surfaces(self) -> dict[str, str]:
+        return {} if self.study.surfaces is None else self.study.surfaces.files()
 
     def _tables(self) -> dict[str, str]:
         inputs = self.study.inputs

@@ -78,7 +78,7 @@ def rehearse_test(arrangement: Arrangement, *, n_perm: int = 2, feature: Feature
     )
     if test.baseline is not None:
         join_covariates(read_features(data), data, observations, model)
-    plan = plan_tests(read_contrasts(test.contrasts, columns, joint=options["joint_fwe"]), model, exchange)
+    plan = plan_tests(read_contrasts(test.contrasts, model, joint=options["joint_fwe"]), model, exchange)
     statistic, threshold, tfce = options["statistic"], options["threshold"], read_tfce(options)
     if statistic in {"edge", "voxel"}:
         refuse_unused(statistic, threshold=threshold, tfce=tfce)

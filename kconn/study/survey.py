@@ -97,7 +97,7 @@ def survey_study(study: Study, *, without: Collection[str] = ()) -> Survey:
     check_brain_models(facts, problems)
     node_names = check_nodes(study, facts, problems)
     check_map_grids(study, facts, problems)
-    check_map_statistics(study, problems)
+    check_map_statistics(study, facts, problems)
     _check_voxelwise(study, facts, problems)
     if are_known:
         _check_covariates(study, runs, participants, problems)

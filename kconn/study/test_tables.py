@@ -60,6 +60,36 @@ OF_STATISTIC: Final = frozenset({"threshold", "neighbours", "tfce_height", "tfce
 OF_ROWS: Final = frozenset({"exchangeability_blocks", "exchange"})
 
 
+#: Statistics that look at neighbouring features, which voxels and grayordinates have to be told.
+OF_NEIGHBOURS: Final = frozenset({"cluster-extent", "cluster-mass", "tfce"})
+
+
+Extent = Literal["vertices", "mm2"]
+
+
+class SurfacesTable(Table):
+    """``[surfaces]``: GIFTI surfaces of CIFTI runs, along which vertices are neighbours in clusters and ``tfce``."""
+
+    left: Annotated[
+        str | None, Field(description="midthickness of the left hemisphere, a .surf.gii, relative to this file")
+    ] = None
+    right: Annotated[str | None, Field(description="the same of the right hemisphere")] = None
+    extent: Annotated[
+        Extent, Field(description="extents on surfaces count vertices, or are areas in mm2; a voxel counts 1")
+    ] = "vertices"
+
+    @model_validator(mode="after")
+    def _names_a_surface(self) -> Self:
+        if not self.files():
+            raise ValueError("[surfaces] names no surface: give 'left', 'right' or both")
+        return self
+
+    def files(self) -> dict[str, str]:
+        """Return role -> path of every file."""
+        named = {"surface_left": self.left, "surface_right": self.right}
+        return {role: path for role, path in named.items() if path is not None}
+
+
 class PermutationTable(Table):
     """``[permutation]``: how p-values are computed. Each key may stand in a contrast too, for that one alone."""
 
@@ -157,7 +187,10 @@ class ContrastTable(PermutationTable):
     ] = None
     baseline: Annotated[
         list[str] | None,
-        Field(min_length=1, description="sessions whose value of each feature is a nuisance regressor of that feature"),
+        Field(
+            min_length=1,
+            description="sessions whose value of each feature is its own regressor: nuisance, or tested by 'weights'",
+        ),
     ] = None
     where: Annotated[
         dict[str, Cell | list[Cell]], Field(description="keep rows whose column has this value, or one of these")
