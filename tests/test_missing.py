@@ -9,6 +9,7 @@ from scipy import stats
 from kconn.errors import DesignError, SchemaError
 from kconn.infer.inference import permutation_test
 from kconn.infer.missing import MAX_PATTERNS, Pattern, find_patterns
+from kconn.infer.scheduling import DataMatrix
 from kconn.kernels import glm
 
 N_OBS = 20
@@ -205,7 +206,7 @@ def test_permutation_test__refit_is_the_same_however_it_is_read(study):
 
 def test_find_patterns__groups_features(study):
     data, _ = study
-    patterns = find_patterns(data, np.arange(N_OBS))
+    patterns = find_patterns(DataMatrix(values=data, order=np.arange(N_OBS)))
     assert [pattern.n_obs for pattern in patterns] == [20, 19, 18, 2]
     assert patterns[1].positions.tolist() == list(range(20, 30))
     assert patterns[1].derive_seed(1) != patterns[2].derive_seed(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import dask.array as da
@@ -38,6 +38,13 @@ def refuse_unused(statistic: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None:
             raise SchemaError("E-ARGUMENT", f"{name} with statistic={statistic!r}", rule=f"{name} has no effect there")
+
+
+def refuse_together(name: str, others: Mapping[str, object], *, rule: str, fix: str) -> None:
+    """Refuse an option beside any of the others that is given, with code ``E-ARGUMENT``."""
+    for other, given in others.items():
+        if given:
+            raise SchemaError("E-ARGUMENT", f"{name} with {other}", rule=rule, fix=fix)
 
 
 def refuse_missing(statistic: str, **options: object) -> None:

@@ -191,6 +191,16 @@ def _check_sessions(needed: Sequence[str] | None, present: Mapping[str, Mapping[
         )
 
 
+def _find_complete(
+    needed: Sequence[str], present: Mapping[str, Mapping[str, int]], left_out: dict[str, str]
+) -> list[str]:
+    """Return the subjects that have all of some sessions, and add the others to those left out."""
+    for subject in sorted(present):
+        if lacking := [session for session in needed if session not in present[subject]]:
+            left_out[subject] = f"no usable run in session {', '.join(lacking)}"
+    return [subject for subject in sorted(present) if subject not in left_out]
+
+
 def _select_subjects(
     participants: pd.DataFrame,
     sessions: pd.DataFrame | None,
@@ -200,10 +210,7 @@ def _select_subjects(
 ) -> pd.DataFrame:
     """Return one row per subject that has every session that is named."""
     needed = hypothesis.needed
-    for subject in sorted(present):
-        if lacking := [session for session in needed if session not in present[subject]]:
-            left_out[subject] = f"no usable run in session {', '.join(lacking)}"
-    people = participants.loc[[subject for subject in sorted(present) if subject not in left_out]].copy()
+    people = participants.loc[_find_complete(needed, present, left_out)].copy()
     if sessions is not None and len(needed) == 1:
         rows = sessions[sessions.index.get_level_values("session") == needed[0]].droplevel("session")
         people = people.join(rows[[column for column in rows.columns if column not in people.columns]], how="left")
@@ -220,13 +227,8 @@ def _select_sessions(
     """Return one row per session; in a repeated test of the subjects that have all of them."""
     known = sorted({session for found in present.values() for session in found})
     wanted = hypothesis.sessions or known
-    pairs = []
-    for subject in sorted(present):
-        lacking = [session for session in wanted if session not in present[subject]]
-        if lacking and hypothesis.test == "repeated":
-            left_out[subject] = f"no usable run in session {', '.join(lacking)}"
-            continue
-        pairs += [(subject, session) for session in wanted if session in present[subject]]
+    subjects = _find_complete(wanted if hypothesis.test == "repeated" else (), present, left_out)
+    pairs = [(subject, session) for subject in subjects for session in wanted if session in present[subject]]
     index = [name_row(subject, session) for subject, session in pairs]
     rows = participants.loc[[subject for subject, _ in pairs]].set_axis(index)
     rows = rows.assign(subject=[subject for subject, _ in pairs], session=[session for _, session in pairs])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -15,6 +15,7 @@ from kconn.errors import DesignError, SchemaError
 from kconn.infer.arguments import Data
 from kconn.infer.linear_model import Model
 from kconn.infer.observations import DIM, Observations, join_rows, join_table
+from kconn.infer.scheduling import DataMatrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,8 @@ def join_covariates(
     covariates: Data,
     observations: Observations,
     model: Model,
-) -> tuple[Features, npt.NDArray[np.intp]]:
-    """Return data above covariates, and the row of each at each canonical position."""
+) -> DataMatrix:
+    """Return data above covariates."""
     if model.regression != "freedman-lane" or model.variance_groups is not None:
         raise SchemaError(
             "E-ARGUMENT",
@@ -74,9 +75,9 @@ def join_covariates(
     order = _order_of(other.data, observations)
     lazy = isinstance(features.matrix, da.Array) or isinstance(other.matrix, da.Array)
     concatenate = da.concatenate if lazy else np.concatenate
-    return (
-        replace(features, matrix=concatenate([features.matrix, other.matrix])),
-        np.concatenate([observations.order, observations.n_obs + order]),
+    return DataMatrix(
+        values=concatenate([features.matrix, other.matrix]),
+        order=np.concatenate([observations.order, observations.n_obs + order]),
     )
 
 

@@ -39,6 +39,7 @@ from kconn.infer.neighbourhood import Meaning, read_enhancement
 from kconn.infer.observations import join_permutations, join_shufflings, read_observations
 from kconn.infer.permuting import Work, run_map_tests
 from kconn.infer.relabelling import Exchange, plan_tests, read_blocks, read_contrasts
+from kconn.infer.scheduling import DataMatrix
 from kconn.infer.sequential import check_stopping, estimate_sequentially
 from kconn.kernels import glm, multiple_testing, tallies
 from kconn.kernels.clusters import Neighbours, Tfce
@@ -215,7 +216,6 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     )
     features = read_features(data)
     observations = read_observations(features.data)
-    order = observations.order
     columns, matrix = read_design(design, observations)
     glm.check_design(matrix)
     exchange = Exchange(
@@ -234,8 +234,9 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         convention=convention,
         has_feature_covariates=feature_covariates is not None,
     )
+    placed = DataMatrix(values=features.matrix, order=observations.order)
     if feature_covariates is not None:
-        features, order = join_covariates(features, feature_covariates, observations, model)
+        placed = join_covariates(features, feature_covariates, observations, model)
     plan = plan_tests(read_contrasts(contrasts, model, joint=joint_fwe), model, exchange)
 
     enhancement = None
@@ -255,20 +256,20 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
     per_feature: dict[str, npt.NDArray[Any]] = {}
     if enhancement is not None:
         refuse_unused(statistic, missing=None if missing == "exclude" else missing, stopping=stopping)
-        maps = run_map_tests(features.matrix, order, plan.tests, enhancement, work)
+        maps = run_map_tests(placed, plan.tests, enhancement, work)
         outcomes = [
             compare_maps(test, one, enhancement, correction) for test, one in zip(plan.tests, maps, strict=True)
         ]
     elif stopping is not None:
         check_stopping(stopping, joint_fwe=joint_fwe, gpd=tail == "gpd", refit=missing == "refit")
-        outcomes = estimate_sequentially(features.matrix, order, plan.tests, work, correction, stopping)
+        outcomes = estimate_sequentially(placed, plan.tests, work, correction, stopping)
     elif missing == "refit":
         check_refit(plan)
-        patterns = find_patterns(features.matrix, order)
-        outcomes = estimate_patterns(features.matrix, order, patterns, plan, work, correction)
+        patterns = find_patterns(placed)
+        outcomes = estimate_patterns(placed, patterns, plan, work, correction)
         per_feature["n_observed"] = count_observed(patterns, features.n_feature)
     else:
-        outcomes = estimate_features(features.matrix, order, plan.tests, work, correction)
+        outcomes = estimate_features(placed, plan.tests, work, correction)
     results = [read_result(outcome, correction) for outcome in outcomes]
     if joint_fwe:
         correct_jointly(results, outcomes, correction)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from dask.base import compute
 from dask.delayed import delayed
 
-from kconn.errors import DesignError, SchemaError
+from kconn.errors import DesignError
+from kconn.infer.arguments import refuse_together
 from kconn.infer.correction import Correction, Null, Outcome, leave
 from kconn.infer.feature_tests import estimate_features
 from kconn.infer.permuting import Test, Work
 from kconn.infer.relabelling import Plan, refuse_idle
+from kconn.infer.scheduling import DataMatrix
 from kconn.kernels import glm
 from kconn.kernels.permutation import free_exchange, plan_shuffling, restrict_tree
 from kconn.kernels.tallies import TAILS
@@ -45,25 +47,19 @@ class Pattern:
         return int.from_bytes(digest.digest()[:8], "little")
 
 
-def find_patterns(matrix: Any, order: npt.NDArray[np.intp]) -> list[Pattern]:
+def find_patterns(data: DataMatrix) -> list[Pattern]:
     """Return the patterns of missing observations, the one with the most observations first.
-
-    Parameters
-    ----------
-    matrix
-        ``(observation, feature)``, NumPy or Dask.
-    order
-        Row of the matrix at each canonical position.
 
     Raises
     ------
     DesignError
         Code ``E-PATTERNS`` if there are more than `MAX_PATTERNS`.
     """
-    starts = range(0, matrix.shape[1], FEATURES_READ)
-    parts = compute([delayed(_pack, pure=False)(matrix[:, first : first + FEATURES_READ], order) for first in starts])
+    starts = range(0, data.n_feature, FEATURES_READ)
+    blocks = [data.values[:, first : first + FEATURES_READ] for first in starts]
+    parts = compute([delayed(_pack, pure=False)(block, data.order) for block in blocks])
     rows, pattern = np.unique(np.concatenate(parts[0]), axis=0, return_inverse=True)
-    observed = np.unpackbits(rows, axis=1, count=order.size).astype(bool)
+    observed = np.unpackbits(rows, axis=1, count=data.order.size).astype(bool)
     pattern = pattern.reshape(-1)
     if len(rows) > MAX_PATTERNS:
         rare = int((np.bincount(pattern) == 1).sum())
@@ -83,23 +79,19 @@ def _pack(block: npt.NDArray[np.generic], order: npt.NDArray[np.intp]) -> npt.ND
 
 def check_refit(plan: Plan) -> None:
     """Refuse to refit what cannot be cut to the observed rows, with code ``E-ARGUMENT``."""
-    asked = {
-        "feature_covariates": plan.model.has_feature_covariates,
-        "a table of permutations": plan.exchange.permutations is not None,
-    }
-    for name, given in asked.items():
-        if given:
-            raise SchemaError(
-                "E-ARGUMENT",
-                f"missing='refit' with {name}",
-                rule="a permutation of all observations is none of those observed; covariates have a model per feature",
-                fix="leave features with missing observations out: missing='exclude'",
-            )
+    refuse_together(
+        "missing='refit'",
+        {
+            "feature_covariates": plan.model.has_feature_covariates,
+            "a table of permutations": plan.exchange.permutations is not None,
+        },
+        rule="a permutation of all observations is none of those observed; covariates have a model per feature",
+        fix="leave features with missing observations out: missing='exclude'",
+    )
 
 
 def estimate_patterns(
-    matrix: Any,
-    order: npt.NDArray[np.intp],
+    data: DataMatrix,
     patterns: Sequence[Pattern],
     plan: Plan,
     work: Work,
@@ -109,24 +101,25 @@ def estimate_patterns(
 
     Parameters
     ----------
-    matrix, order, work, correction
+    data, work, correction
         As in `kconn.infer.feature_tests.estimate_features`.
     patterns
         From `find_patterns`.
     plan
         The tests on all observations.
     """
-    n_feature, seed = matrix.shape[1], plan.exchange.seed
+    n_feature, seed = data.n_feature, plan.exchange.seed
     parts: list[list[tuple[Pattern, Outcome]]] = [[] for _ in plan.tests]
     for i_pattern, pattern in enumerate(patterns):
         planned = [_plan_pattern(pattern, i_test, plan) for i_test in range(len(plan.tests))]
         tests = {i_test: test for i_test, test in enumerate(planned) if test is not None}
         if not tests:
             continue
-        here = matrix if pattern.positions.size == n_feature else matrix[:, pattern.positions]
+        values = data.values if pattern.positions.size == n_feature else data.values[:, pattern.positions]
+        here = DataMatrix(values=values, order=data.order[pattern.observed])
         part = f"pattern {i_pattern + 1} of {len(patterns)}: {pattern.n_obs} observations"
         part_work = replace(work, part=part if len(patterns) > 1 else "")
-        outcomes = estimate_features(here, order[pattern.observed], list(tests.values()), part_work, correction)
+        outcomes = estimate_features(here, list(tests.values()), part_work, correction)
         for i_test, outcome in zip(tests, outcomes, strict=True):
             parts[i_test].append((pattern, outcome))
     return [_join_outcomes(test, one, n_feature, seed=seed) for test, one in zip(plan.tests, parts, strict=True)]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from kconn.infer.checkpoint import Checkpoint, Ranges, fingerprint
-from kconn.infer.scheduling import Source, compute_all, count_threads
+from kconn.infer.scheduling import DataMatrix, Source, compute_all, count_threads
 from kconn.kernels import glm, spatial, tallies, tasks
 from kconn.kernels.blas import single_thread
 from kconn.kernels.permutation import Relabelling, Shuffling
@@ -80,24 +80,12 @@ class Work:
     part: str = ""
 
 
-def run_tests(matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], work: Work) -> list[Found]:
-    """Run tests of each feature by itself.
-
-    Parameters
-    ----------
-    matrix
-        ``(observation, feature)``, NumPy or Dask.
-    order
-        Row of the matrix at each canonical position.
-    tests
-        What to test.
-    work
-        How.
-    """
+def run_tests(data: DataMatrix, tests: Sequence[Test], work: Work) -> list[Found]:
+    """Run tests of each feature by itself."""
     threads = count_threads()
     budget = work.max_mem // threads.per_process
-    problems = [measure(matrix, test, work) for test in tests]
-    source = Source.of(matrix, order, tasks.plan_features(problems[0], max_mem=budget), threads)
+    problems = [measure(data, test, work) for test in tests]
+    source = Source.of(data, tasks.plan_features(problems[0], max_mem=budget), threads)
     fits = observe_all(source, tests)
     cuts = []
     for test, problem, fit in zip(tests, problems, fits, strict=True):
@@ -121,15 +109,15 @@ def run_tests(matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], w
 
 
 def run_map_tests(
-    matrix: Any, order: npt.NDArray[np.intp], tests: Sequence[Test], enhancement: spatial.Enhancement, work: Work
+    data: DataMatrix, tests: Sequence[Test], enhancement: spatial.Enhancement, work: Work
 ) -> list[FoundMaps]:
-    """Run tests of a statistic of whole maps; parameters as in `run_tests`."""
+    """Run tests of a statistic of whole maps."""
     threads = count_threads()
     budget = work.max_mem // threads.per_process
-    problems = [measure(matrix, test, work, extra=spatial.COST[enhancement.kind]) for test in tests]
+    problems = [measure(data, test, work, extra=spatial.COST[enhancement.kind]) for test in tests]
     for problem in problems:
         tasks.check_memory(problem, max_mem=budget)
-    source = Source.of(matrix, order, [(0, matrix.shape[1])], threads)
+    source = Source.of(data, [(0, data.n_feature)], threads)
     fits = observe_all(source, tests)
     shared = delayed(enhancement)
     graph = [
@@ -293,12 +281,11 @@ def _join(n_perm: int, pieces: list[tuple[list[tasks.Range], Tally]]) -> Tally:
     return Tally(highest=highest, counts=np.sum([tally.counts for _, tally in pieces], axis=0))
 
 
-def measure(matrix: Any, test: Test, work: Work, *, extra: float = 0.0) -> tasks.Problem:
+def measure(data: DataMatrix, test: Test, work: Work, *, extra: float = 0.0) -> tasks.Problem:
     """Return the size of a test."""
-    n_obs, n_feature = matrix.shape
     return tasks.Problem(
-        n_obs=n_obs,
-        n_feature=n_feature,
+        n_obs=len(data.values),
+        n_feature=data.n_feature,
         n_perm=test.shuffling.n_perm,
         n_row=test.engine.n_row,
         dtype=work.dtype,

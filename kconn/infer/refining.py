@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from dask.delayed import delayed
 
 from kconn.infer.correction import Outcome
 from kconn.infer.permuting import Test
-from kconn.infer.scheduling import compute_all, count_threads
+from kconn.infer.scheduling import DataMatrix, compute_all, count_threads
 from kconn.kernels.blas import single_thread
 from kconn.kernels.feature_tails import refine_features
 from kconn.kernels.tallies import FEATURE_BLOCK
@@ -21,29 +21,27 @@ PARTS_PER_THREAD: Final = 4
 
 
 def refine_tests(
-    matrix: Any, order: npt.NDArray[np.intp], outcomes: Sequence[Outcome], *, zero_beyond_end: bool
+    data: DataMatrix, outcomes: Sequence[Outcome], *, zero_beyond_end: bool
 ) -> list[npt.NDArray[np.float64]]:
     """Return uncorrected p-values ``(n_tail, n_feature)`` of each test with small ones taken from a fitted tail.
 
     Parameters
     ----------
-    matrix
-        ``(observation, feature)``, NumPy or Dask.
-    order
-        Row of the matrix at each canonical position.
+    data
+        What was tested.
     outcomes
-        What was tested, and its p-values from counts.
+        The tests, and p-values from counts.
     zero_beyond_end
         As in `kconn.kernels.tails.refine_p_values`.
     """
-    n_block = -(-matrix.shape[1] // FEATURE_BLOCK)
+    n_block = -(-data.n_feature // FEATURE_BLOCK)
     width = FEATURE_BLOCK * max(1, n_block // (PARTS_PER_THREAD * count_threads().total))
-    parts = [slice(first, first + width) for first in range(0, matrix.shape[1], width)]
+    parts = [slice(first, first + width) for first in range(0, data.n_feature, width)]
     graph = [
         [
             delayed(_refine, pure=False)(
-                matrix[:, part],
-                order,
+                data.values[:, part],
+                data.order,
                 outcome.test,
                 outcome.observed.compared[part],
                 outcome.p_unc[:, part],

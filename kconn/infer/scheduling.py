@@ -18,6 +18,19 @@ from dask.system import CPU_COUNT
 from kconn.kernels.tasks import Range
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DataMatrix:
+    """``values (row, feature)``, NumPy or Dask, and the row at each canonical position of an observation."""
+
+    values: Any
+    order: npt.NDArray[np.intp]
+
+    @property
+    def n_feature(self) -> int:
+        """Number of features."""
+        return int(self.values.shape[1])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threads:
     """Threads that will run the tasks, in all and in one process, and whether a cluster has them."""
@@ -63,21 +76,20 @@ class Source:
     ``held`` are the blocks if there is one wave: they are read once.
     """
 
-    matrix: Any
-    order: npt.NDArray[np.intp]
+    data: DataMatrix
     widths: list[Range]
     threads: Threads
     held: list[list[Any]] | None
 
     @classmethod
-    def of(cls, matrix: Any, order: npt.NDArray[np.intp], widths: list[Range], threads: Threads) -> Source:
-        """Return the data ``(observation, feature)`` in those ranges, rows in the canonical order."""
+    def of(cls, data: DataMatrix, widths: list[Range], threads: Threads) -> Source:
+        """Return the data in those ranges, rows in the canonical order."""
         held = None
         if len(widths) <= threads.total:
-            blocks = [_read(matrix[:, start:stop], order, threads, n_part=len(widths)) for start, stop in widths]
+            blocks = [_read(data, width, threads, n_part=len(widths)) for width in widths]
             with _large_graphs(threads):
                 held = list(persist(*blocks))
-        return cls(matrix=matrix, order=order, widths=widths, threads=threads, held=held)
+        return cls(data=data, widths=widths, threads=threads, held=held)
 
     def waves(self) -> Iterator[tuple[range, list[list[Any]]]]:
         """Yield positions of feature ranges and, for each, the tasks that read it, one per copy."""
@@ -86,13 +98,7 @@ class Source:
             return
         for first in range(0, len(self.widths), self.threads.total):
             here = range(first, min(first + self.threads.total, len(self.widths)))
-            yield (
-                here,
-                [
-                    _read(self.matrix[:, slice(*self.widths[i])], self.order, self.threads, n_part=len(here))
-                    for i in here
-                ],
-            )
+            yield here, [_read(self.data, self.widths[i], self.threads, n_part=len(here)) for i in here]
 
 
 def compute_all(graph: Any) -> Any:
@@ -109,13 +115,13 @@ def _large_graphs(threads: Threads) -> AbstractContextManager[object]:
     return dask.config.set({"distributed.admin.large-graph-warning-threshold": "100GB"})
 
 
-def _read(matrix: Any, order: npt.NDArray[np.intp], threads: Threads, *, n_part: int) -> list[Any]:
-    """Return one task that reads a block, or on a cluster as many as it takes to give every thread one.
+def _read(data: DataMatrix, width: Range, threads: Threads, *, n_part: int) -> list[Any]:
+    """Return one task that reads a range of features, or on a cluster as many as it takes to give every thread one.
 
     A scheduler sends a task to where its input lies: with one copy, one worker would do all the work on it.
     """
     n_copy = max(1, threads.total // n_part) if threads.cluster else 1
-    return [delayed(_read_block, pure=False)(matrix, order) for _ in range(n_copy)]
+    return [delayed(_read_block, pure=False)(data.values[:, slice(*width)], data.order) for _ in range(n_copy)]
 
 
 def _read_block(block: npt.NDArray[np.generic], order: npt.NDArray[np.intp]) -> npt.NDArray[np.generic]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from dask.delayed import delayed
 
 from kconn.errors import ResourceError, SchemaError
+from kconn.infer.arguments import refuse_together
 from kconn.infer.correction import CI_LEVEL, Correction, Null, Outcome, leave
 from kconn.infer.permuting import Test, Work, measure, observe_all
-from kconn.infer.scheduling import Source, Threads, compute_all, count_threads
+from kconn.infer.scheduling import DataMatrix, Source, Threads, compute_all, count_threads
 from kconn.kernels import glm, multiple_testing, tasks
 from kconn.kernels.blas import single_thread
 from kconn.kernels.permutation import Relabelling
@@ -24,19 +24,16 @@ def check_stopping(stopping: Sequential, **options: object) -> None:
     """Refuse, with code ``E-ARGUMENT``, what needs all relabellings of all features."""
     if stopping.n_exceed < 1:
         raise SchemaError("E-ARGUMENT", f"stopping after {stopping.n_exceed} exceedances", rule="at least one")
-    for name, given in options.items():
-        if given:
-            raise SchemaError(
-                "E-ARGUMENT",
-                f"stopping with {name}",
-                rule="features that have stopped are in no maximum, cluster or fitted tail",
-                fix="leave stopping out",
-            )
+    refuse_together(
+        "stopping",
+        options,
+        rule="features that have stopped are in no maximum, cluster or fitted tail",
+        fix="leave stopping out",
+    )
 
 
 def estimate_sequentially(
-    matrix: Any,
-    order: npt.NDArray[np.intp],
+    data: DataMatrix,
     tests: Sequence[Test],
     work: Work,
     correction: Correction,
@@ -47,8 +44,8 @@ def estimate_sequentially(
     A test of all relabellings that exist does not stop: they are listed, not drawn.
     """
     threads = count_threads()
-    problems = [measure(matrix, test, work) for test in tests]
-    source = Source.of(matrix, order, _plan_groups(problems[0], work, threads), threads)
+    problems = [measure(data, test, work) for test in tests]
+    source = Source.of(data, _plan_groups(problems[0], work, threads), threads)
     fits = observe_all(source, tests)
     parts: list[list[Stopped]] = [[] for _ in tests]
     tables = [delayed(test.shuffling.part(1, test.shuffling.n_perm)) for test in tests]
