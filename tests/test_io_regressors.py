@@ -186,15 +186,15 @@ def test_read_compcor_sidecar__tells_region_and_share(tmp_path):
 EVENTS = "onset\tduration\ttrial_type\n2\t4\tface\n30\t4\ttwo houses\n50.5\t6\tface\n"
 
 
-@pytest.mark.parametrize("hrf", ["spm", "glover + derivative"])
-def test_read_events__are_the_columns_of_nilearn(tmp_path, hrf):
+@pytest.mark.parametrize(("hrf", "share"), [("spm", 0.0), ("glover + derivative", 0.5)])
+def test_read_events__are_the_columns_of_nilearn(tmp_path, hrf, share):
     path = tmp_path / "events.tsv"
     path.write_text(EVENTS)
 
-    table = read_events(path, n_time=N_TIME, t_r=T_R, hrf=hrf, prefix="task_")
+    table = read_events(path, n_time=N_TIME, t_r=T_R, hrf=hrf, slice_time_ref=share, prefix="task_")
 
     events = pd.read_csv(path, sep="\t").replace("two houses", "two_houses")
-    design = make_first_level_design_matrix(np.arange(N_TIME) * T_R, events, hrf_model=hrf, drift_model=None)
+    design = make_first_level_design_matrix((np.arange(N_TIME) + share) * T_R, events, hrf_model=hrf, drift_model=None)
     assert table.names == tuple(f"task_{name}" for name in design.columns if name != "constant")
     np.testing.assert_array_equal(table.values, design.drop(columns="constant"))
 

@@ -5,6 +5,7 @@ from base64 import b64decode
 from io import BytesIO
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from PIL import Image
@@ -14,6 +15,7 @@ from kconn.clean.quality_cohort import MOTION_MEASURES, compare_motion, estimate
 from kconn.exclusions import Exclusion, FlowStage
 from kconn.report.carpet import N_COLUMN, N_ROW, draw_carpet
 from kconn.report.quality import exclusion_table, flow_boxes, motion_tables, plot_qc_fc
+from kconn.report.study import worst_first
 from kconn.testing import simulate_run
 
 
@@ -117,6 +119,21 @@ def test_plot_qc_fc__draws_before_and_after_and_by_length():
     found["qc_fc_before"] = found["qc_fc"]
     left, right = plot_qc_fc(found).axes
     assert len(left.patches) == 2
-    assert left.patches[0].get_data().values.sum() == 21
+    assert left.patches[0].get_data()[0].sum() == 21
     assert len(right.lines) == 3
     assert np.mean(right.lines[0].get_ydata()) == pytest.approx(found["qc_fc"].mean().item(), abs=0.1)
+
+
+def test_worst_first__left_out_then_censored_then_moving():
+    rows = pd.DataFrame(
+        [
+            ("calm", "", 0.1, 0.1, 1.0),
+            ("moves", "", 0.1, 0.3, 1.0),
+            ("unknown", "", 0.1, np.nan, 2.0),
+            ("out", "too little", 0.0, 0.0, 1.0),
+            ("censored", "", 0.4, 0.2, 1.0),
+        ],
+        columns=["path", "excluded", "share_censored", "mean_fd", "mean_std_dvars"],
+    )
+
+    assert worst_first(rows) == ["out", "censored", "moves", "calm", "unknown"]

@@ -353,6 +353,7 @@ def test_survey_study__refuses_a_limit_on_motion_that_is_not_known(folder, limit
         ('[strategies.fix]\ncolumns = ["6P"]\n', "there is a preset of that name"),
         ('[regressors.a]\npattern = "x"\nformat = "spm"\ncolumns = ["a"]\n', "'columns' belongs to format table"),
         ('[regressors.a]\npattern = "x"\nhrf = "spm"\n', "'hrf' belongs to format events"),
+        ('[regressors.a]\npattern = "x"\nslice_time_ref = 0.5\n', "'slice_time_ref' belongs to format events"),
     ],
 )
 def test_read_study__refuses_strategies_that_say_nothing_or_too_much(folder, more, said):

@@ -59,6 +59,8 @@ class TableForm:
         Put before every name.
     hrf
         For events: what they are convolved with.
+    slice_time_ref
+        For events: at which share of the repetition time a frame stands; 0 its start, 0.5 its middle.
     """
 
     format: Format = "table"
@@ -66,6 +68,7 @@ class TableForm:
     rotations: Literal["radians", "degrees"] = "radians"
     prefix: str = ""
     hrf: Hrf = "spm"
+    slice_time_ref: float = 0.0
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> TableForm:
@@ -137,7 +140,15 @@ def read_run_regressors(
     for name, form in forms.items():
         path = files[f"regressors:{name}"]
         if form.format == "events":
-            table = read_events(path, n_time=n_time, t_r=t_r, hrf=form.hrf, prefix=form.prefix, where=where)
+            table = read_events(
+                path,
+                n_time=n_time,
+                t_r=t_r,
+                hrf=form.hrf,
+                slice_time_ref=form.slice_time_ref,
+                prefix=form.prefix,
+                where=where,
+            )
         else:
             table = read_regressors(path, form, n_time=n_time, where=where)
         found.append((f"regressors.{name}", table))
@@ -355,7 +366,16 @@ def read_compcor_sidecar(path: Path, *, names: Sequence[str], where: str = "") -
     return out
 
 
-def read_events(path: Path, *, n_time: int, t_r: float, hrf: Hrf, prefix: str = "", where: str = "") -> ConfoundTable:
+def read_events(
+    path: Path,
+    *,
+    n_time: int,
+    t_r: float,
+    hrf: Hrf,
+    slice_time_ref: float = 0.0,
+    prefix: str = "",
+    where: str = "",
+) -> ConfoundTable:
     """Read BIDS events and return the response to each kind of trial, as nilearn's first-level designs have it.
 
     Parameters
@@ -366,9 +386,11 @@ def read_events(path: Path, *, n_time: int, t_r: float, hrf: Hrf, prefix: str = 
     n_time
         Frames of the run.
     t_r
-        Repetition time in s; a frame is at its start.
+        Repetition time in s.
     hrf
         The response.
+    slice_time_ref
+        At which share of the repetition time a frame stands: 0 its start, 0.5 its middle.
     prefix
         Put before every name.
     where
@@ -409,7 +431,7 @@ def read_events(path: Path, *, n_time: int, t_r: float, hrf: Hrf, prefix: str = 
     if any(kind in MISSING for kind in kinds):
         raise _bad_events(cells, "holds an event without trial_type")
     events = pd.DataFrame({"trial_type": [re.sub(r"\W+", "_", kind) for kind in kinds], **numbers})
-    design = _convolve(events, np.arange(n_time, dtype=np.float64) * t_r, hrf)
+    design = _convolve(events, (np.arange(n_time, dtype=np.float64) + slice_time_ref) * t_r, hrf)
     return ConfoundTable(
         values=design.to_numpy(dtype=np.float64), names=tuple(prefix + str(name) for name in design), notes=()
     )

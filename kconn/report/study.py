@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from kconn.io import cubes, derivatives
 from kconn.io.files import write_atomic
 from kconn.report.data import Recovery, ReportData, TestedContrast, describe_contrast, recover_truth
 from kconn.report.html import write_report
+from kconn.stages.quality import quality_rows
 from kconn.study.contrasts import split_contrasts
 from kconn.study.plan import Step
 from kconn.study.workbench import Workbench
@@ -75,7 +76,7 @@ def gather_report(bench: Workbench) -> ReportData:
         flow=count_flow(bench, exclusions),
         motion=_open(bench, next(step for step in bench.plan.steps if step.stage == "motion")),
         qc_fc={_qc_fc_title(step): _open(bench, step) for step in bench.plan.steps if step.stage == "qcfc"},
-        carpets=_Carpets(bench=bench),
+        carpets=_Carpets(bench=bench, order=worst_first(quality_rows(quality))),
     )
 
 
@@ -84,13 +85,30 @@ class _Carpets:
     """The runs of a study, opened one at a time and without their voxels."""
 
     bench: Workbench
+    order: Sequence[str]
 
     def __iter__(self) -> Iterator[tuple[str, xr.Dataset]]:
         wanted = ("carpet", "carpet_denoised", "std_dvars", "framewise_displacement", "sample_mask")
-        for step in self.bench.plan.steps:
-            if step.stage == "denoise":
-                run = _open(self.bench, step)
-                yield step.where, run[[name for name in wanted if name in run]].compute()
+        steps = {step.where: step for step in self.bench.plan.steps if step.stage == "denoise"}
+        for where in self.order:
+            run = _open(self.bench, steps[where])
+            yield where, run[[name for name in wanted if name in run]].compute()
+
+
+def worst_first(rows: pd.DataFrame) -> list[str]:
+    """Return the paths of runs: those that were left out, then by the share of frames that was dropped, then by motion.
+
+    Parameters
+    ----------
+    rows
+        ``path``, ``excluded``, ``share_censored``, ``mean_fd`` and ``mean_std_dvars`` of each run.
+    """
+    keys = rows.assign(is_used=rows["excluded"] == "").sort_values(
+        ["is_used", "share_censored", "mean_fd", "mean_std_dvars", "path"],
+        ascending=[True, False, False, False, True],
+        kind="stable",
+    )
+    return keys["path"].tolist()
 
 
 def _qc_fc_title(step: Step) -> str:

@@ -130,12 +130,16 @@ class RegressorsTable(Table):
     ] = "radians"
     prefix: Annotated[str, Field(pattern=r"^\w*$", description="put before the names")] = ""
     hrf: Annotated[Hrf, Field(description="what events are convolved with")] = "spm"
+    slice_time_ref: Annotated[
+        float, Field(ge=0, le=1, description="share of the repetition time at which a frame stands; fMRIPrep's is 0.5")
+    ] = 0.0
 
     @model_validator(mode="after")
     def _fits_the_format(self) -> Self:
-        for key, formats in {"columns": ("table",), "rotations": ("table",), "hrf": ("events",)}.items():
-            if key in self.model_fields_set and self.format not in formats:
-                raise ValueError(f"{key!r} belongs to format {formats[0]}, this one is {self.format!r}")
+        belongs = {"columns": "table", "rotations": "table", "hrf": "events", "slice_time_ref": "events"}
+        for key, form in belongs.items():
+            if key in self.model_fields_set and self.format != form:
+                raise ValueError(f"{key!r} belongs to format {form}, this one is {self.format!r}")
         return self
 
     @property
