@@ -179,6 +179,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "p_fwe_ci": Variable(dims=((),), kind="f", unit="1", doc="Binomial limits of p_fwe, from its counts."),
     "n_used": Variable(dims=((),), kind="i", unit="1", doc="Relabellings compared before a feature stopped."),
     "p_fwe_joint": Variable(dims=((),), kind="f", unit="1", doc="p_fwe, corrected over contrasts as well."),
+    "p_fwe_joint_ci": Variable(dims=((),), kind="f", unit="1", doc="Binomial limits of p_fwe_joint, from its counts."),
     "p_fwe_nodes": Variable(
         dims=(("node", "voxel"),), kind="f", unit="1", doc="p_fwe of a map, corrected over the maps of all nodes."
     ),

@@ -41,7 +41,7 @@ class Browser:
     def open(self, url):
         """Open a page of its own and return it."""
         request = urllib.request.Request(f"http://{self._address}/json/new?{url}", method="PUT")
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310 - loopback
             return Page(json.load(reply)["webSocketDebuggerUrl"])
 
 

@@ -377,6 +377,9 @@ def test_permutation_test__joint_correction(study):
     np.testing.assert_array_equal(res["p_fwe_joint"].sel(contrast="g"), res["p_fwe_joint"].sel(contrast="-g"))
     alone = permutation_test(data, design, {"g": [0, 1, 0, 0]}, n_perm=500, seed=1, joint_fwe=True)
     np.testing.assert_array_equal(alone["p_fwe_joint"], alone["p_fwe"])
+    np.testing.assert_array_equal(alone["p_fwe_joint_ci"], alone["p_fwe_ci"])
+    assert (res["p_fwe_joint_ci"][0] < res["p_fwe_joint"]).all()
+    assert (res["p_fwe_joint_ci"][1] >= res["p_fwe_joint"]).all()
     with pytest.raises(DesignError, match=r"\[m\].*share one table"):
         permutation_test(data, design, {"m": [1, 0, 0, 0], "g": [0, 1, 0, 0]}, n_perm=500, seed=1, joint_fwe=True)
 

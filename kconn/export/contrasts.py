@@ -22,7 +22,13 @@ Columns = Mapping[str, npt.ArrayLike]
 #: Columns of a table of features that are read first.
 FIRST: Final = ("effect", "stat", "dof", "p_unc", "p_fwe", "p_fdr", "cohen_d")
 #: Variables with a dimension in front of the features -> the suffix of each of its columns.
-_SPREAD: Final = {"p_unc_ci": "limit", "p_fwe_ci": "limit", "p_unc_tails": "tail", "p_fwe_tails": "tail"}
+_SPREAD: Final = {
+    "p_unc_ci": "limit",
+    "p_fwe_ci": "limit",
+    "p_fwe_joint_ci": "limit",
+    "p_unc_tails": "tail",
+    "p_fwe_tails": "tail",
+}
 _EXCLUDED: Final = {
     "0": "tested",
     "1": "missing in some observation",

@@ -250,7 +250,8 @@ def correct_jointly(
     fdr = multiple_testing.FDR[correction.fdr](np.stack([result["p_unc"] for result in results]))
     for i_test, (result, (outcome, null)) in enumerate(zip(results, pairs, strict=True)):
         limits = to_z(outcome, null, null.limits)
-        p = multiple_testing.count_at_least(highest, limits) / highest.size
-        p = np.where(np.isnan(limits), np.nan, p)
+        counts = np.where(np.isnan(limits), np.nan, multiple_testing.count_at_least(highest, limits))
+        p = counts / highest.size
         result["p_fwe_joint"] = _refine(p, to_z(outcome, null, null.values), highest, correction)
+        result["p_fwe_joint_ci"] = _limits(counts, np.array(highest.size), np.array(outcome.all_exhaustive))
         result["p_fdr_joint"] = fdr[i_test]

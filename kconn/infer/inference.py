@@ -180,7 +180,7 @@ def permutation_test(  # noqa: PLR0913 - the words of the field, one keyword eac
         ``p_unc_tails p_fwe_tails (tail, contrast, feature...)``; ``p_unc_ci p_fwe_ci (limit, contrast, feature...)``,
         exact binomial 95 % limits of the p that all relabellings would give, equal to p where the test is exhaustive;
         ``max_stat (permutation, contrast)``, in the direction of ``alternative``; ``permutation_table sign_table
-        (contrast, permutation, observation)``; with ``joint_fwe``, ``p_fwe_joint p_fdr_joint``; with
+        (contrast, permutation, observation)``; with ``joint_fwe``, ``p_fwe_joint p_fwe_joint_ci p_fdr_joint``; with
         ``missing="refit"``, ``n_observed (feature...)``; with ``stopping``, ``n_used (contrast, feature...)``, the
         relabellings compared, identity included. Coordinates along
         ``contrast``: ``stat_kind shuffling n_permutations n_distinct exhaustive table_sha256``.
