@@ -20,6 +20,7 @@ from .connect.decomposition import (
 from .clean.denoising import denoise as denoise
 from .connect.dense_connectome import (
     estimate_dense_connectome as estimate_dense_connectome,
+    estimate_parcel_connectome as estimate_parcel_connectome,
     estimate_strongest as estimate_strongest,
     mirror_tiles as mirror_tiles,
 )

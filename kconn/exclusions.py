@@ -90,13 +90,15 @@ def _find(bench: Workbench) -> Iterator[Exclusion]:
         found = cubes.open_group(bench.study.store, step.address)
         yield from _of_rows(found, "nodes", "excluded", left_out_of=step.address.path.split("/")[-1])
     yield from _short_without_uncovered_runs(bench, seen)
-    for step in _steps(bench, "test"):
-        name = "/".join(step.address.path.split("/")[1:])
+    told = set()
+    for step in (*_steps(bench, "test"), *_steps(bench, "map-test")):
+        name = "/".join(step.address.path.split("/")[1:4])
         for line in _attrs(bench, step).get("left_out", []):
             subject, _, reason = str(line).partition(": ")
-            if reason == NOTHING_LEFT:  # said above, with the reasons
-                continue
-            yield Exclusion(step="contrast", subject=subject, left_out_of=name, reason=reason)
+            # Those without any run are told above, with the reasons; of the maps of many nodes it is told once.
+            if reason != NOTHING_LEFT and (name, subject) not in told:
+                told.add((name, subject))
+                yield Exclusion(step="contrast", subject=subject, left_out_of=name, reason=reason)
 
 
 def _of_rows(table: xr.Dataset, step: str, column: str, *, left_out_of: str = EVERYTHING) -> Iterator[Exclusion]:

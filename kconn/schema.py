@@ -156,6 +156,9 @@ VARIABLES: Final[dict[str, Variable]] = {
         dims=(("node", "template"),), kind="f", unit="1", doc="Spatial correlation with a known network."
     ),
     "dense": Variable(dims=(("voxel", "voxel_j"),), kind="f", unit="1", doc="Correlation of two voxels."),
+    "dense_mean": Variable(
+        dims=(("node", "node_j"),), kind="f", unit="1", doc="Mean correlation of the voxels of two nodes."
+    ),
     "neighbour": Variable(dims=(("voxel", "rank"),), kind="i", unit="1", doc="The other voxel, -1 for none."),
     "neighbour_r": Variable(dims=(("voxel", "rank"),), kind="f", unit="1", doc="Correlation with neighbour."),
     "seed_map": Variable(dims=(("node", "voxel"),), kind="f", unit="1", doc="Fisher z of the seed with each voxel."),

@@ -46,6 +46,26 @@ def _simulated(sessions, n_subjects_per_group):
     return folder
 
 
+#: A simulated run of the HCP pipelines, small enough for a test.
+SMALL_HCP = {"n_nodes": 8, "n_time": 100, "t_r": 0.8, "grid_shape": (10, 12, 10), "n_high_motion_runs": 0}
+HCP_ATLAS = "derivatives/atlas/space-fsLR_atlas-sim_dseg.dlabel.nii"
+
+
+@cache
+def _simulated_hcp():
+    """Simulate two subjects per group in the layout of the HCP pipelines, once per process."""
+    folder = Path(mkdtemp(prefix="kconn-hcp-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    simulate_study(folder, layout="hcp", n_subjects_per_group=2, sessions=("pre",), n_effect_edges=1, **SMALL_HCP)
+    return folder
+
+
+def copy_hcp_study(folder):
+    """Copy the simulated runs of the HCP pipelines to ``folder / "derivatives"``; return the first series."""
+    shutil.copytree(_simulated_hcp(), folder / "derivatives")
+    return next((folder / "derivatives").glob("01_pre_MR/*/*/*/*.dtseries.nii"))
+
+
 def small_study(folder, *, sessions=("pre",), n_subjects_per_group=2, **changes):
     """Write the study into ``folder`` and return its study file.
 

@@ -15,8 +15,8 @@ from kconn.export.study import export_study
 from kconn.io import cifti, cifti_write, cubes
 from kconn.io.store import Address
 from kconn.study.workbench import prepare, writing
-from kconn.testing import simulate_study
 from tests import cifti_files as made
+from tests.small_study import HCP_ATLAS, copy_hcp_study
 
 STUDY = """
 [study]
@@ -40,7 +40,6 @@ kinds = ["corr"]
 [contrasts.mean-fc]
 test = "one-sample"
 """
-ATLAS = "derivatives/atlas/space-fsLR_atlas-sim_dseg.dlabel.nii"
 RUN = "sub-01/ses-pre/func/sub-01_ses-pre_task-rest_acq-REST1AP_space-fsLR"
 
 
@@ -60,20 +59,8 @@ def opened(bench, path, step):
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dense")
-    simulate_study(
-        folder / "derivatives",
-        layout="hcp",
-        n_subjects_per_group=2,
-        sessions=("pre",),
-        n_nodes=8,
-        n_time=100,
-        t_r=0.8,
-        grid_shape=(10, 12, 10),
-        n_effect_edges=1,
-        n_high_motion_runs=0,
-    )
-    bench = exported(folder, layout="hcp", inputs="", confounds="6P", fd=0.5, nodes=f'atlas = "{ATLAS}"')
-    source = next((folder / "derivatives").glob("01_pre_MR/*/*/*/*.dtseries.nii"))
+    source = copy_hcp_study(folder)
+    bench = exported(folder, layout="hcp", inputs="", confounds="6P", fd=0.5, nodes=f'atlas = "{HCP_ATLAS}"')
     return folder, bench, nib.load(source)
 
 
@@ -94,7 +81,7 @@ def test_export_study__writes_maps_and_series_on_the_axis_of_the_input(dense):
 
 def test_export_study__writes_node_results_on_the_parcels_of_the_dlabel(dense):
     folder, bench, _ = dense
-    atlas = nib.load(folder / ATLAS)
+    atlas = nib.load(folder / HCP_ATLAS)
     brain, table = atlas.header.get_axis(1), atlas.header.get_axis(0).label[0]
     expected = cifti2_axes.ParcelsAxis.from_brain_models(
         [(table[key][0], brain[atlas.get_fdata()[0] == key]) for key in range(1, 9)]
@@ -131,7 +118,7 @@ def test_export_study__writes_matrices_as_pconn(dense, pconn, tsv):
 def test_export_study__lists_the_colours_of_the_dlabel(dense):
     folder, _, _ = dense
     nodes = pd.read_csv(folder / "out" / "group" / "group_atlas-sim8_nodes.tsv", sep="\t")
-    table = nib.load(folder / ATLAS).header.get_axis(0).label[0]
+    table = nib.load(folder / HCP_ATLAS).header.get_axis(0).label[0]
     expected = [tuple(round(255 * part) for part in table[key][1][:3]) for key in range(1, 9)]
     assert [tuple(bytes.fromhex(colour[1:])) for colour in nodes["colour"]] == expected
 

@@ -16,16 +16,18 @@ from nibabel.cifti2 import cifti2_axes
 from benchmarks import bench_cifti
 from kconn.cli import EXIT_DONE, EXIT_ERROR, main
 from kconn.execution import run_plan
+from kconn.export.study import export_study
 from kconn.grayordinates import read_grayordinates
 from kconn.io import cifti, cifti_write, cubes
 from kconn.io.store import Address
+from kconn.report.study import write_study_report
 from kconn.study.file import read_study
 from kconn.study.survey import survey_study
 from kconn.study.workbench import prepare, writing
 from kconn.testing import simulate_study
 from tests import cifti_files as made
+from tests.small_study import SMALL_HCP
 
-SMALL = {"n_nodes": 8, "n_time": 100, "t_r": 0.8, "grid_shape": (10, 12, 10), "n_high_motion_runs": 0}
 ATLAS = "derivatives/atlas/space-fsLR_atlas-sim_dseg"
 STUDY = """
 [study]
@@ -82,7 +84,7 @@ def problems(path):
 def hcp(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hcp")
     simulate_study(
-        folder / "derivatives", layout="hcp", n_subjects_per_group=1, n_runs=2, n_effect_edges=1, seed=4, **SMALL
+        folder / "derivatives", layout="hcp", n_subjects_per_group=1, n_runs=2, n_effect_edges=1, seed=4, **SMALL_HCP
     )
     return folder, run(write_study(folder))
 
@@ -374,7 +376,7 @@ def test_run__finds_the_planted_effect_of_a_simulated_hcp_study(tmp_path):
         n_effect_edges=2,
         effect_size=0.5,
         seed=2,
-        **SMALL | {"n_time": 400},
+        **SMALL_HCP | {"n_time": 400},
     ).read_truth()
     study = write_study(tmp_path, CHANGE, inputs='participants = "derivatives/participants.tsv"', confounds="24P")
     bench = run(study)
@@ -393,3 +395,136 @@ def test_ingest_run__holds_blocks_of_a_long_dtseries_and_no_more(tmp_path):
     command = [sys.executable, "-m", "benchmarks.bench_cifti", str(tmp_path / "study.toml")]
     done = subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
     assert json.loads(done.stdout)["peak"] < bench_cifti.LIMIT_MB < (tmp_path / "01.dtseries.nii").stat().st_size / 1e6
+
+
+ICA_NODES = """
+[nodes.networks]
+ica = "group"
+subject_maps = true
+[nodes.known]
+maps = "known.dscalar.nii"
+[ica.group]
+n_components = 4
+n_rows = 60
+n_start = 3
+threshold = 2.0
+templates = "known.dscalar.nii"
+reject = { ic002 = "veins" }
+"""
+
+
+@pytest.fixture(scope="module")
+def networks(hcp, tmp_path_factory):
+    """Decompose both subjects' runs of grayordinates; components and maps of a dscalar are nodes; the export."""
+    folder = tmp_path_factory.mktemp("networks")
+    copied(hcp, folder)
+    atlas = nib.load(folder / f"{ATLAS}.dlabel.nii")
+    labels = atlas.get_fdata()[0]
+    maps = np.stack([(labels == i).astype(np.float32) for i in range(1, 4)])
+    scalars = cifti2_axes.ScalarAxis(["one", "two", "three"])
+    made.write(folder / "known.dscalar.nii", maps, scalars, atlas.header.get_axis(1))
+    bench = run(write_study(folder, ICA_NODES))
+    export_study(bench, folder / "out")
+    return folder, bench, maps
+
+
+def test_run__components_of_grayordinates_are_nodes(networks):
+    _, bench, _ = networks
+    components = cubes.open_group(bench.study.store, Address(path="ica/group", step="ica")).load()
+    assert components.attrs["brain_models"] == ingested(bench, "sub-01/ses-pre/run-REST1AP").attrs["brain_models"]
+    for where in ("sub-01/ses-pre/run-REST1AP", "sub-02/ses-pre/run-REST1PA"):
+        series = cubes.open_group(bench.study.store, Address(path=f"{where}/networks", step="nodes")).load()
+        run_ds = cubes.open_group(bench.study.store, Address(path=where, step="denoise"))
+        kept = run_ds["sample_mask"].to_numpy()
+        x = run_ds["denoised"].to_numpy()[:, kept].astype(np.float64)
+        assert np.isfinite(x).all()
+        design = np.column_stack([components["ica_map"][[0, 2, 3]].T.astype(np.float64), np.ones(len(x))])
+        expected = np.linalg.lstsq(design, x, rcond=None)[0][:3]
+        assert series["node"].to_numpy().tolist() == ["ic001", "ic003", "ic004"]
+        np.testing.assert_allclose(series["timeseries"][:, kept], expected, rtol=1e-8, atol=1e-8)
+    netmat = cubes.open_group(bench.study.store, Address(path="cohort/networks/corr", step="cohort"))
+    assert netmat.sizes["edge"] == 3
+    assert np.isfinite(netmat["netmat"]).all()
+
+
+def test_run__maps_of_a_dscalar_are_nodes_and_templates(networks):
+    folder, bench, maps = networks
+    where = "sub-01/ses-pre/run-REST1AP"
+    series = cubes.open_group(bench.study.store, Address(path=f"{where}/known", step="nodes")).load()
+    assert series["node"].to_numpy().tolist() == ["one", "two", "three"]
+    atlas = nib.load(folder / f"{ATLAS}.dlabel.nii").header.get_axis(1)
+    at = {key: i for i, key in enumerate(zip(atlas.name, atlas.vertex, strict=True))}
+    axis = nib.load(dtseries(folder)).header.get_axis(1)
+    rows = np.array([at.get(key, -1) for key in zip(axis.name, axis.vertex, strict=True)])
+    placed = np.where(rows >= 0, maps[:, rows], 0)
+    run_ds = cubes.open_group(bench.study.store, Address(path=where, step="denoise"))
+    kept = run_ds["sample_mask"].to_numpy()
+    x = run_ds["denoised"].to_numpy()[:, kept].astype(np.float64)
+    expected = np.linalg.lstsq(np.column_stack([placed.T, np.ones(len(x))]), x, rcond=None)[0][:3]
+    np.testing.assert_allclose(series["timeseries"][:, kept], expected, rtol=1e-8, atol=1e-8)
+    components = cubes.open_group(bench.study.store, Address(path="ica/group", step="ica")).load()
+    r = np.corrcoef(components["ica_map"], placed)[:4, 4:]
+    np.testing.assert_allclose(components["template_correlation"], r, atol=1e-5)
+    assert components["template"].to_numpy().tolist() == ["one", "two", "three"]
+
+
+def test_export_study__components_and_subject_maps_lie_on_the_axis_of_the_input(networks):
+    folder, bench, _ = networks
+    axis = nib.load(dtseries(folder)).header.get_axis(1)
+    components = cubes.open_group(bench.study.store, Address(path="ica/group", step="ica")).load()
+    [plain] = folder.glob("out/group/*_atlas-group_stat-zscore_boldmap.dscalar.nii")
+    image = nib.load(plain)
+    assert image.header.get_axis(1) == axis
+    assert image.header.get_axis(0).name.tolist() == ["ic001", "ic002", "ic003", "ic004"]
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), components["ica_map"])
+    [thresholded] = folder.glob("out/group/*_atlas-group_stat-zscore_desc-thresholded_boldmap.dscalar.nii")
+    shown = nib.load(thresholded).get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(shown != 0, np.abs(components["ica_map"]) > 2)
+    cohort = cubes.open_group(bench.study.store, Address(path="cohort/networks/subjectmap", step="map-cohort"))
+    [session] = folder.glob("out/sub-02/ses-pre/func/*_atlas-networks_stat-subjectmap_boldmap.dscalar.nii")
+    image = nib.load(session)
+    assert image.header.get_axis(1) == axis
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), cohort["subject_map"][1])
+    # Components overlap: they are no parcels, so that there is no pconn of them, and the tables hold their netmats.
+    assert not [*folder.glob("out/**/*atlas-networks*.pconn.nii"), *folder.glob("out/**/*atlas-known*.ptseries.nii")]
+    assert [*folder.glob("out/sub-01/ses-pre/func/*_atlas-networks_stat-pearsoncorrelation_relmat.tsv")]
+    write_study_report(bench)
+    page = bench.study.report.read_text()
+    assert "cortex left" in page
+
+
+@pytest.mark.parametrize(
+    ("nodes", "more", "code"),
+    [
+        ('maps = "other.dscalar.nii"', "", "E-BRAIN-MODELS"),
+        ('maps = "twice.dscalar.nii"', "", "E-NODES"),
+        ('maps = "nan.dscalar.nii"', "", "E-NODES"),
+        ('maps = "cut.dscalar.nii"', "", "E-NIFTI-SIZE"),
+        ('maps = "volume.nii.gz"', "", "E-BRAIN-MODELS"),
+        (
+            f'atlas = "{ATLAS}.dlabel.nii"',
+            '[ica.group]\nn_components = 3\ntemplates = "other.dscalar.nii"\n',
+            "E-BRAIN-MODELS",
+        ),
+        (
+            f'atlas = "{ATLAS}.dlabel.nii"',
+            '[ica.group]\nn_components = 3\ntemplates = "volume.nii.gz"\n',
+            "E-BRAIN-MODELS",
+        ),
+    ],
+)
+def test_survey_study__refuses_maps_of_other_grayordinates(hcp, tmp_path, nodes, more, code):
+    copied(hcp, tmp_path)
+    axis = nib.load(dtseries(tmp_path)).header.get_axis(1)
+    maps = np.random.default_rng(0).normal(size=(2, len(axis))).astype(np.float32)
+    names = cifti2_axes.ScalarAxis(["a", "b"])
+    made.write(tmp_path / "twice.dscalar.nii", maps[[0, 0]], names, axis)
+    made.write(tmp_path / "cut.dscalar.nii", maps, names, axis)
+    (tmp_path / "cut.dscalar.nii").write_bytes((tmp_path / "cut.dscalar.nii").read_bytes()[:-8])
+    bad = maps.copy()
+    bad[1, 3] = np.inf
+    made.write(tmp_path / "nan.dscalar.nii", bad, names, axis)
+    made.write(tmp_path / "other.dscalar.nii", maps[:, :80], names, made.everywhere())
+    nib.save(nib.Nifti1Image(np.ones((3, 3, 3, 2), np.float32), np.eye(4)), tmp_path / "volume.nii.gz")
+    found = problems(write_study(tmp_path, more, nodes=nodes))
+    assert found[0][0] == code

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from kconn.connect.dense_connectome import estimate_dense_connectome, estimate_strongest, mirror_tiles
+from kconn.connect.dense_connectome import (
+    estimate_dense_connectome,
+    estimate_parcel_connectome,
+    estimate_strongest,
+    mirror_tiles,
+)
+from kconn.connect.nodes import nodes_from_labels
 from kconn.errors import InputError
 from kconn.kernels import dense as kernel
 
@@ -107,3 +113,26 @@ def test_keep_strongest__fewer_than_ranks():
     kernel.keep_strongest(np.array([[1, 0.3], [0.3, 1]], dtype=np.float32), 0, 0, columns, values)
     assert columns.tolist() == [[1, -1, -1], [0, -1, -1]]
     assert np.isnan(values[:, 1:]).all()
+
+
+@pytest.mark.parametrize("chunks", [None, {"voxel": 17, "time": 9}])
+def test_estimate_parcel_connectome__is_the_mean_of_the_dense_connectome(chunks):
+    labels = (np.arange(N_VOXEL) % 4).reshape(SHAPE, order="F")
+    runs = [run(1), run(2, n_time=80).assign(sample_mask=("time", np.arange(80) % 5 != 2))]
+    dense = estimate_dense_connectome(runs)["dense"].to_numpy().astype(np.float64)
+    given = [one.chunk(chunks) if chunks else one for one in runs]
+    out = estimate_parcel_connectome(given, nodes_from_labels(labels, np.eye(4)))
+    flat = labels.ravel(order="F")
+    expected = [[dense[np.ix_(flat == a, flat == b)].mean() for b in (1, 2, 3)] for a in (1, 2, 3)]
+    np.testing.assert_allclose(out["dense_mean"], expected, atol=1e-6)
+    assert out["node_j"].to_numpy().tolist() == ["1", "2", "3"]
+    assert (out["dense_mean"].chunks is not None) == (chunks is not None)
+
+
+def test_estimate_parcel_connectome__leaves_voxels_without_signal_out():
+    one = run(3)
+    one["denoised"][4] = 7
+    labels = (1 + np.arange(N_VOXEL) // 60).reshape(SHAPE, order="F")
+    out = estimate_parcel_connectome([one], nodes_from_labels(labels, np.eye(4)))
+    dense = estimate_dense_connectome([one])["dense"].to_numpy()
+    np.testing.assert_allclose(out["dense_mean"][0, 1], np.nanmean(dense[:60, 60:]), atol=1e-6)

@@ -13,8 +13,7 @@ from kconn.export.study import export_study
 from kconn.io import cubes
 from kconn.io.store import Address
 from kconn.study.workbench import prepare, writing
-from kconn.testing import simulate_study
-from tests.small_study import write_study
+from tests.small_study import HCP_ATLAS, copy_hcp_study, write_study
 from tests.test_map_stages import AFFINE, GROUPS, PLANTED, SHAPE, write_trial
 
 VOXEL = {**GROUPS, "levels": ["a", "b"]}
@@ -126,27 +125,15 @@ def test_export_study__p_outside_the_mask_is_not_significant(volume):
 
 
 def test_export_study__maps_of_grayordinates_lie_on_the_axis_of_the_input(tmp_path):
-    simulate_study(
-        tmp_path / "derivatives",
-        layout="hcp",
-        n_subjects_per_group=2,
-        sessions=("pre",),
-        n_nodes=8,
-        n_time=100,
-        t_r=0.8,
-        grid_shape=(10, 12, 10),
-        n_effect_edges=1,
-        n_high_motion_runs=0,
-    )
-    atlas = "derivatives/atlas/space-fsLR_atlas-sim_dseg.dlabel.nii"
+    source = copy_hcp_study(tmp_path)
     study = write_study(
         tmp_path,
         inputs={"layout": "hcp", "participants": None},
-        nodes={"sim": {"atlas": atlas, "seed_maps": True, "netmats": False}},
+        nodes={"sim": {"atlas": HCP_ATLAS, "seed_maps": True, "netmats": False}},
         contrasts={"groups": None, "mean-map": {"test": "one-sample"}},
     )
     bench, out = exported(study)
-    axis = nib.load(next((tmp_path / "derivatives").glob("01_pre_MR/*/*/*/*.dtseries.nii"))).header.get_axis(1)
+    axis = nib.load(source).header.get_axis(1)
     cohort = opened(bench, "cohort/sim/seedmap", "map-cohort")
     [path] = out.glob("sub-01/ses-pre/func/*_atlas-sim_stat-seedmap_boldmap.dscalar.nii")
     image = nib.load(path)

@@ -103,6 +103,14 @@ def test_run__finds_the_planted_effect_in_the_map_of_its_seed(trial):
     assert (joint[0][there] < 0.05).all()
 
 
+def test_run__report_shows_the_planted_effect_and_where_it_is(trial):
+    page = (trial.parent / "report.html").read_text()
+    assert "1 of 2 seed maps shows an effect somewhere (p FWE &lt; .05 in its map, two-sided): seed." in page
+    assert "groups · seed maps of seeds" in page
+    assert "The mean series of each node of seeds was correlated with every voxel" in page
+    assert "Statistics of maps" in page
+
+
 @pytest.mark.parametrize(
     "options",
     [

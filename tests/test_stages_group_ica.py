@@ -1,11 +1,17 @@
 """Group ICA through a whole study: components of all runs, accepted ones as nodes, incrementally and on any workers."""
 
+import json
+import shutil
+
+import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 
 from kconn.io import cubes, store
 from kconn.io.store import Address
-from tests.small_study import published, small_study
+from tests.small_study import published, small_study, write_study
+from tests.test_map_stages import write_maps
 
 ICA = {"n_components": 4, "n_start": 3, "n_rows": 40}
 
@@ -56,6 +62,11 @@ def test_run__a_new_run_is_merged_without_reading_the_others_again(shell, tmp_pa
     participants.write_text("".join(line for line in rows.splitlines(keepends=True) if subject.name not in line))
     assert shell("run", study, "--workers", "0").code == 0
     before = published(study.parent / "study.zarr")
+    # Without the values of the old runs: whatever reads them again fails.
+    gone = list((study.parent / "study.zarr").rglob("denoised/c"))
+    assert len(gone) == 5
+    for values in gone:
+        shutil.rmtree(values)
     away.rename(subject)
     participants.write_text(rows)
     assert shell("run", study, "--workers", "0").code == 0
@@ -123,3 +134,44 @@ def test_check__refuses_components_of_unknown_number_as_nodes(shell, tmp_path):
     result = shell("check", study)
     assert result.code == 1
     assert "E-STUDY-VALUE" in result.out + result.err
+
+
+def test_run__report_and_export_show_the_components(shell, tmp_path):
+    study = small_study(tmp_path / "study", n_subjects_per_group=3)
+    write_maps(study.parent / "known.nii.gz")
+    table = {**ICA, "templates": "known.nii.gz", "reject": {"ic002": "veins"}, "threshold": 2.5}
+    write_study(study.parent, ica={"group": table})
+    result = shell("run", study, "--workers", "0")
+    assert result.code == 0, result
+    page = (study.parent / "report.html").read_text()
+    assert "Group ICA · group" in page
+    assert "rejected: veins" in page
+    assert "Which of them are known networks?" in page
+    out = tmp_path / "out"
+    assert shell("export", study, "--out", out).code == 0
+    components = open_step(study, "ica/group", "ica")
+    [plain] = out.glob("group/*_atlas-group_stat-zscore_boldmap.nii.gz")
+    [thresholded] = out.glob("group/*_atlas-group_stat-zscore_desc-thresholded_boldmap.nii.gz")
+    at = tuple(components[axis].to_numpy() for axis in "ijk")
+    z = components["ica_map"].to_numpy().T
+    np.testing.assert_array_equal(np.asarray(nibabel.load(plain).dataobj)[at], z)
+    shown = np.where(np.abs(z) > 2.5, z, 0)
+    np.testing.assert_array_equal(np.asarray(nibabel.load(thresholded).dataobj)[at], shown)
+    sidecar = json.loads(thresholded.with_name(thresholded.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Components"] == ["ic001", "ic002", "ic003", "ic004"]
+    [table] = out.glob("group/*_components.tsv")
+    rows = pd.read_table(table, keep_default_na=False)
+    assert rows["accepted"].tolist() == [1, 0, 1, 1]
+    assert rows["reason"].tolist() == ["n/a", "veins", "n/a", "n/a"]
+    np.testing.assert_array_equal(rows["r_template3"], components["template_correlation"][:, 2])
+
+
+def test_check__refuses_templates_on_another_grid(shell, tmp_path):
+    study = small_study(tmp_path / "study")
+    write_maps(study.parent / "known.nii.gz")
+    image = nibabel.load(study.parent / "known.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata()[1:], image.affine), study.parent / "known.nii.gz")
+    write_study(study.parent, ica={"group": {**ICA, "templates": "known.nii.gz"}})
+    result = shell("check", study)
+    assert result.code == 1
+    assert "E-GRID" in result.out + result.err

@@ -145,7 +145,7 @@ def _positions_of(positions: xr.DataArray, nodes: npt.NDArray[Any]) -> npt.NDArr
 def _refuse_bad_scores(scores: npt.NDArray[np.float64], ds: xr.Dataset) -> None:
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
-        names = ds["observation"].to_numpy()[bad].tolist()
+        names = ", ".join(map(str, ds["observation"].to_numpy()[bad]))
         raise InputError(
             "E-COV-NAN",
             f"mean displacement or a covariate of {names} is not a number",

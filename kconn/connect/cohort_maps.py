@@ -17,6 +17,7 @@ from kconn import schema
 from kconn.chunks import plan_map_cube
 from kconn.connect.nodes import AFFINE_TOLERANCE
 from kconn.connect.parcellation import read_grid
+from kconn.connect.voxels import PLACE_ATTRS
 from kconn.errors import InputError, SchemaError
 from kconn.grayordinates import COORDS, has_grayordinates
 from kconn.kernels.cohort import mean_present
@@ -25,17 +26,6 @@ from kconn.kernels.masks import Bits, locate_voxels, pack_voxels, unpack_voxels
 MapVariable = Literal["seed_map", "subject_map"]
 #: Coordinates of ``node`` that a cohort keeps.
 NODE_COORDS: Final = ("node", "network", "x", "y", "z")
-#: Attrs of a run that say where its voxels or grayordinates lie.
-PLACE_ATTRS: Final = (
-    "affine",
-    "grid_shape",
-    "space",
-    "structures",
-    "n_vertices",
-    "volume_affine",
-    "volume_shape",
-    "brain_models",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,7 +15,7 @@ from dask.delayed import delayed
 from kconn import schema
 from kconn.chunks import plan_voxel_blocks
 from kconn.clean.frames import place, sample_mask, voxel_signal
-from kconn.connect.voxels import GRID_ATTRS, check_same_grid, voxel_key
+from kconn.connect.voxels import PLACE_ATTRS, check_same_grid, voxel_key
 from kconn.errors import InputError, SchemaError
 from kconn.kernels import group_pca as kernel
 from kconn.kernels import ica
@@ -107,7 +107,7 @@ def reduce_run(ds: xr.Dataset, *, n_component: int | None, normalise: Normalise 
             "n_dimension": _dimension(gram, n_voxel),
         },
         coords={name: coord for name, coord in ds.coords.items() if coord.dims == ("voxel",)},
-        attrs={name: ds.attrs[name] for name in (*GRID_ATTRS, "space") if name in ds.attrs},
+        attrs={name: ds.attrs[name] for name in PLACE_ATTRS if name in ds.attrs},
     )
     return schema.annotate(out.assign_attrs(normalise=normalise, n_frame=int(kept.sum())))
 
@@ -247,7 +247,7 @@ def find_components(
             "node": ("node", np.array(names, dtype=object)),
             **{name: coord[inside] for name, coord in ds.coords.items() if coord.dims == ("voxel",)},
         },
-        attrs={name: ds.attrs[name] for name in (*GRID_ATTRS, "space", "normalise") if name in ds.attrs},
+        attrs={name: ds.attrs[name] for name in (*PLACE_ATTRS, "normalise") if name in ds.attrs},
     )
     facts = {"n_start": n_start, "n_converged": found.n_converged, "seed": seed, "n_run": int(n_run.max())}
     return schema.annotate(out.assign_attrs(facts))

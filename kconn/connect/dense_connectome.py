@@ -15,7 +15,9 @@ from dask.delayed import delayed
 
 from kconn import schema
 from kconn.clean.frames import sample_mask, voxel_signal
-from kconn.connect.voxels import GRID_ATTRS, check_same_grid, voxel_key
+from kconn.connect.nodes import NodeSet
+from kconn.connect.parcellation import parcellate
+from kconn.connect.voxels import PLACE_ATTRS, check_same_grid, voxel_key
 from kconn.errors import InputError
 from kconn.kernels import dense as kernel
 from kconn.kernels.blas import single_thread
@@ -107,7 +109,7 @@ def gather_runs(runs: Sequence[xr.Dataset], *, tile: int = TILE) -> DenseRuns:
     at = gathered[0].at
     place = xr.Dataset(
         coords={name: coord[at] for name, coord in runs[0].coords.items() if coord.dims == ("voxel",)},
-        attrs={name: runs[0].attrs[name] for name in (*GRID_ATTRS, "space") if name in runs[0].attrs},
+        attrs={name: runs[0].attrs[name] for name in PLACE_ATTRS if name in runs[0].attrs},
     )
     n_frame = sum(int(run.kept.sum()) for run in gathered)
     return DenseRuns(runs=tuple(gathered), place=place, n_voxel=common.size, n_frame=n_frame, tile=tile)
@@ -229,6 +231,55 @@ def estimate_strongest(runs: Sequence[xr.Dataset], *, n_strongest: int, tile: in
     gathered = gather_runs(runs, tile=tile)
     parts = ((first, *find_strongest(gathered, first, n_strongest).compute()) for first in gathered.starts)
     return join_strongest(parts, gathered)
+
+
+def estimate_parcel_connectome(runs: Sequence[xr.Dataset], nodes: NodeSet) -> xr.Dataset:
+    """Return the mean of a dense connectome within and between nodes, without ever making it.
+
+    The mean of r over all pairs of voxels of two nodes is the product of the means of their standardised series. A
+    voxel with itself counts within its node, as in the dense connectome.
+
+    Parameters
+    ----------
+    runs
+        As in `estimate_dense_connectome`.
+    nodes
+        Which voxels make a node; those without signal in a run do not count there.
+
+    Returns
+    -------
+    xr.Dataset
+        ``dense_mean (node, node_j)``, the mean over runs, lazy if a run is. Attrs ``n_run`` and ``n_frame``.
+
+    Raises
+    ------
+    InputError
+        ``E-GRID`` or ``E-BRAIN-MODELS`` if the runs do not lie where the first does, and as
+        `kconn.connect.parcellation.parcellate`.
+    """
+    check_same_grid(runs)
+    means = []
+    for run in runs:
+        signal = voxel_signal(run, what="a dense connectome")
+        kept = sample_mask(run).to_numpy()
+        unit = xr.apply_ufunc(
+            kernel.unit_rows,
+            run[signal].transpose("voxel", "time").chunk(time=-1) if run[signal].chunks else run[signal],
+            kwargs={"kept": kept},
+            input_core_dims=[["time"]],
+            output_core_dims=[["time"]],
+            exclude_dims={"time"},
+            dask="parallelized",
+            dask_gufunc_kwargs={"output_sizes": {"time": int(kept.sum())}},
+            output_dtypes=[np.float32],
+        )
+        place = run.drop_dims("time").drop_dims("node", errors="ignore")
+        series = parcellate(place.assign(denoised=unit), nodes, min_coverage=0)["timeseries"]
+        means.append(series.dot(series.rename(node="node_j"), dim="time"))
+    mean = sum(means[1:], start=means[0]) / len(means)
+    n_frame = sum(int(sample_mask(run).sum()) for run in runs)
+    out = xr.Dataset({"dense_mean": mean.drop_vars(set(mean.coords) - {"node", "node_j"})})
+    return schema.annotate(out.assign_attrs(n_run=len(runs), n_frame=n_frame))
 
 
 def _add_run(

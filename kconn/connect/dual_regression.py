@@ -16,8 +16,9 @@ from kconn.chunks import plan_voxel_blocks
 from kconn.clean.frames import sample_mask, voxel_signal
 from kconn.connect.nodes import AFFINE_TOLERANCE
 from kconn.connect.parcellation import read_grid
-from kconn.connect.spatial_maps import SpatialMaps
+from kconn.connect.spatial_maps import DenseMaps, SpatialMaps
 from kconn.errors import InputError, SchemaError
+from kconn.grayordinates import Grayordinates, find_rows, has_grayordinates, read_grayordinates
 from kconn.kernels import dual_regression as kernel
 from kconn.kernels.blas import single_thread
 
@@ -57,6 +58,106 @@ def place_maps(
     return xr.DataArray(volume[at].T, dims=("node", "voxel"), coords={"node": list(names)}, name="map")
 
 
+def place_dense_maps(maps: DenseMaps, ds: xr.Dataset) -> xr.DataArray:
+    """Return maps of grayordinates (node, voxel) on those of a run, 0 where they have none.
+
+    Raises
+    ------
+    InputError
+        ``E-BRAIN-MODELS`` if they have other surfaces or another volume, or nothing in common.
+    """
+    rows = find_dense_rows(maps, read_grayordinates(ds), where=str(ds.attrs.get("where", "")))
+    placed = np.where((rows >= 0)[:, None], maps.values[rows], 0)
+    return xr.DataArray(placed.T, dims=("node", "voxel"), coords={"node": list(maps.names)}, name="map")
+
+
+def place_any_maps(maps: SpatialMaps | DenseMaps, ds: xr.Dataset) -> xr.DataArray:
+    """Return maps (node, voxel) on the voxels or grayordinates of a run.
+
+    Raises
+    ------
+    InputError
+        As `place_maps` or `place_dense_maps`; ``E-BRAIN-MODELS`` if one has voxels and the other grayordinates.
+    """
+    where = str(ds.attrs.get("where", ""))
+    check_kind(maps, is_dense=has_grayordinates(ds), where=where)
+    if isinstance(maps, DenseMaps):
+        return place_dense_maps(maps, ds)
+    return place_maps(maps.volume, maps.affine, ds, names=maps.names)
+
+
+def check_place(maps: SpatialMaps | DenseMaps, ds: xr.Dataset) -> None:
+    """Refuse maps that do not lie where a run does, from its attrs and coordinates alone.
+
+    Raises
+    ------
+    InputError
+        As `place_any_maps`.
+    """
+    where = str(ds.attrs.get("where", ""))
+    check_kind(maps, is_dense=has_grayordinates(ds), where=where)
+    if isinstance(maps, DenseMaps):
+        find_dense_rows(maps, read_grayordinates(ds), where=where)
+        return
+    n_i, n_j, n_k = (int(n) for n in ds.attrs["grid_shape"])
+    affine = np.asarray(ds.attrs["affine"], dtype=np.float64)
+    _check_grid(maps.volume, maps.affine, (n_i, n_j, n_k), affine, where=where)
+
+
+def check_kind(maps: SpatialMaps | DenseMaps, *, is_dense: bool, where: str) -> None:
+    """Refuse maps of voxels for grayordinates, and the other way round.
+
+    Raises
+    ------
+    InputError
+        ``E-BRAIN-MODELS``.
+    """
+    if isinstance(maps, DenseMaps) == is_dense:
+        return
+    voxels, grayordinates = "images of voxels", "of grayordinates"
+    kinds = (voxels, "grayordinates") if is_dense else (grayordinates, "voxels")
+    raise InputError(
+        "E-BRAIN-MODELS",
+        f"the maps are {kinds[0]}, the run has {kinds[1]}",
+        where=where,
+        rule="maps and runs are of one kind",
+        fix="give a dscalar for CIFTI runs, and a NIfTI image for images",
+    )
+
+
+def find_dense_rows(maps: DenseMaps, places: Grayordinates, *, where: str) -> npt.NDArray[np.integer[Any]]:
+    """Return the row of each grayordinate of a run among those of maps, -1 where they have none.
+
+    Raises
+    ------
+    InputError
+        As `place_dense_maps`.
+    """
+    rows = find_rows(places, maps.places, where=where, what="run")
+    if not (rows >= 0).any():
+        raise InputError(
+            "E-BRAIN-MODELS",
+            f"the maps have {maps.places.describe()}, none of which the run has",
+            where=where,
+            rule="maps and run share grayordinates",
+            fix="give maps of the space and the structures of the runs",
+        )
+    return rows
+
+
+def check_dense_maps(maps: DenseMaps, places: Grayordinates, *, where: str = "") -> None:
+    """Refuse maps that cannot be regressed on a run of these grayordinates, before its data are read.
+
+    Raises
+    ------
+    InputError
+        As `place_dense_maps`; ``E-NODES`` if the maps are not independent of each other.
+    """
+    rows = find_dense_rows(maps, places, where=where)
+    with single_thread():
+        kernel.check_independent(maps.values[rows[rows >= 0]], where=where)
+
+
 def check_maps(maps: SpatialMaps, shape: tuple[int, int, int], affine: Array, *, where: str = "") -> None:
     """Refuse maps that cannot be regressed on a run of this grid, before its data are read.
 
@@ -85,7 +186,11 @@ def _check_grid(
 
 
 def extract_map_series(
-    ds: xr.Dataset, maps: SpatialMaps, *, method: Literal["dual-regression", "weighted-mean"], min_coverage: float
+    ds: xr.Dataset,
+    maps: SpatialMaps | DenseMaps,
+    *,
+    method: Literal["dual-regression", "weighted-mean"],
+    min_coverage: float,
 ) -> xr.Dataset:
     """Add the series of spatial maps to a run, as `kconn.connect.parcellation.parcellate` does for regions.
 
@@ -94,7 +199,7 @@ def extract_map_series(
     ds
         As in `regress_maps`, with the coordinates ``i j k`` and the attrs ``affine`` and ``grid_shape``.
     maps
-        On the grid of the run.
+        On the grid of the run, or on some of its grayordinates.
     method
         ``"dual-regression"``: `regress_maps` with intercept; ``"weighted-mean"``: `average_maps`.
     min_coverage
@@ -105,11 +210,12 @@ def extract_map_series(
     InputError, SchemaError
         As the function that does it.
     """
-    placed = place_maps(maps.volume, maps.affine, ds, names=maps.names)
+    placed = place_any_maps(maps, ds)
+    values = maps.values if isinstance(maps, DenseMaps) else maps.volume.reshape(-1, len(maps.names))
     out = regress_maps(ds, placed, intercept=True) if method == "dual-regression" else average_maps(ds, placed)
     coverage = out["coverage"].assign_attrs(min_coverage=min_coverage)
     series = out["timeseries"].where(coverage >= min_coverage)
-    size = np.count_nonzero(maps.volume.reshape(-1, len(maps.names)), axis=0)
+    size = np.count_nonzero(values, axis=0)
     out = out.assign(timeseries=series, coverage=coverage, n_voxel=("node", size))
     return schema.annotate(out.assign_coords(maps.coords()))
 

@@ -35,6 +35,7 @@ __all__ = [
     "find_dense_members",
     "find_members",
     "find_uncovered",
+    "name_regions",
     "nodes_from_columns",
     "nodes_from_labels",
     "nodes_from_spheres",
@@ -113,6 +114,29 @@ def _find_places(ds: xr.Dataset, nodes: NodeSet) -> tuple[kernel.Members, xr.Dat
     shape, affine = read_grid(ds)
     members = find_members(nodes, shape, affine, where=where)
     return members, ds["i"] + shape[0] * (ds["j"] + shape[1] * ds["k"])
+
+
+def name_regions(ds: xr.Dataset, nodes: NodeSet) -> npt.NDArray[np.object_]:
+    """Return the name of the node that each voxel lies in (voxel,), empty where it lies in none.
+
+    Parameters
+    ----------
+    ds
+        With the coordinates of its voxels or grayordinates.
+    nodes
+        Labels of an atlas; of overlapping nodes the first is named.
+
+    Raises
+    ------
+    InputError
+        As `find_members` or `find_dense_members`.
+    """
+    members, position = _find_places(ds, nodes)
+    names = np.array([*nodes.names, ""], dtype=object)
+    at = np.minimum(np.searchsorted(members.voxel, position.to_numpy()), members.voxel.size - 1)
+    first = members.node[members.start[:-1][at]]
+    named: npt.NDArray[np.object_] = names[np.where(members.voxel[at] == position.to_numpy(), first, -1)]
+    return named
 
 
 def find_atlas_coverage(ds: xr.Dataset) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.array as da
@@ -17,7 +18,7 @@ from kconn.connect.nodes import NodeSet
 from kconn.connect.parcellation import parcellate
 from kconn.errors import SchemaError
 from kconn.kernels import seedmaps as kernel
-from kconn.kernels.blas import single_thread
+from kconn.kernels.blas import count_threads, single_thread
 
 
 def estimate_seed_maps(ds: xr.Dataset, seeds: NodeSet | xr.DataArray, *, min_coverage: float = 0.5) -> xr.Dataset:
@@ -79,8 +80,12 @@ def _apply(ts: xr.DataArray, x: xr.DataArray, kept: xr.DataArray) -> Any:
     block = plan_voxel_blocks(*x.shape)
     if all(array.chunks is None for array in (ts, x, kept)):
         z = np.empty((ts.shape[0], x.shape[0]), dtype=np.float32)
-        for i in range(0, x.shape[0], block):
+
+        def fill(i: int) -> None:
             _map_block(ts.data, x.data[i : i + block], kept.data, out=z[:, i : i + block])
+
+        with ThreadPoolExecutor(count_threads()) as pool:
+            list(pool.map(fill, range(0, x.shape[0], block)))
         return z
 
     blocks = x.chunk({"voxel": block, "time": -1}).data.to_delayed()[:, 0]

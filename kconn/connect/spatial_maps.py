@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn.errors import InputError
+from kconn.grayordinates import Grayordinates, has_grayordinates, read_grayordinates
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -41,10 +42,60 @@ class SpatialMaps:
         flat = np.abs(self.volume).reshape(-1, len(self.names)).argmax(axis=0)
         peak = np.stack(np.unravel_index(flat, self.volume.shape[:3])).astype(np.float64)
         place = self.affine[:3, :3] @ peak + self.affine[:3, 3:]
-        coords = {"node": ("node", np.array(self.names)), **{axis: ("node", place[i]) for i, axis in enumerate("xyz")}}
-        if self.networks is not None:
-            coords["network"] = ("node", np.array(self.networks))
-        return coords
+        return _name_nodes(self.names, self.networks) | {axis: ("node", place[i]) for i, axis in enumerate("xyz")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DenseMaps:
+    """Named maps of grayordinates.
+
+    Parameters
+    ----------
+    names
+        (node,) unique names: the coordinate ``node``.
+    networks
+        (node,) the network of each map, or None.
+    values
+        (grayordinate, node), finite.
+    places
+        Where the grayordinates are.
+    """
+
+    names: tuple[str, ...]
+    networks: tuple[str, ...] | None
+    values: Array
+    places: Grayordinates
+
+    def coords(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+        """Return the coordinates of the dimension ``node``; a map of vertices has no place in mm."""
+        return _name_nodes(self.names, self.networks)
+
+
+def nodes_from_dense_maps(
+    values: Array,
+    places: Grayordinates,
+    *,
+    names: Mapping[int, str] | None = None,
+    networks: Mapping[int, str] | None = None,
+) -> DenseMaps:
+    """Return the nodes of maps of grayordinates.
+
+    Parameters
+    ----------
+    values
+        Maps (grayordinate, node).
+    places
+        Where the grayordinates are.
+    names, networks
+        As in `nodes_from_maps`.
+
+    Raises
+    ------
+    InputError
+        As `nodes_from_maps`.
+    """
+    named = _check_maps(values, names)
+    return DenseMaps(names=named, networks=_names(networks, values.shape[1], "networks"), values=values, places=places)
 
 
 def nodes_from_maps(
@@ -73,8 +124,40 @@ def nodes_from_maps(
     """
     if volume.ndim != 4:
         raise InputError("E-NODES", f"the maps have shape {volume.shape}", rule="(i, j, k, map)")
-    n_map = volume.shape[3]
-    bad = np.flatnonzero([not np.isfinite(volume[..., i]).all() for i in range(n_map)])
+    named = _check_maps(volume.reshape(-1, volume.shape[3]), names)
+    return SpatialMaps(
+        names=named,
+        networks=_names(networks, volume.shape[3], "networks"),
+        volume=volume,
+        affine=np.asarray(affine, dtype=np.float64),
+    )
+
+
+def nodes_from_components(ds: xr.Dataset, *, accepted: npt.NDArray[np.bool_]) -> SpatialMaps | DenseMaps:
+    """Return the nodes of a group ICA.
+
+    Parameters
+    ----------
+    ds
+        ``ica_map (node, voxel)`` with ``i j k`` and the attrs ``grid_shape`` and ``affine``.
+    accepted
+        (node,) which components are nodes.
+    """
+    names = tuple(map(str, ds["node"].to_numpy()[accepted]))
+    if has_grayordinates(ds):
+        values = ds["ica_map"].to_numpy()[accepted].T
+        return DenseMaps(names=names, networks=None, values=values, places=read_grayordinates(ds))
+    volume = np.zeros((*ds.attrs["grid_shape"], int(accepted.sum())))
+    volume[tuple(ds[axis].to_numpy() for axis in "ijk")] = ds["ica_map"].to_numpy()[accepted].T
+    return SpatialMaps(
+        names=names, networks=None, volume=volume, affine=np.asarray(ds.attrs["affine"], dtype=np.float64)
+    )
+
+
+def _check_maps(values: Array, names: Mapping[int, str] | None) -> tuple[str, ...]:
+    """Return the names of maps (place, node); refuse what is no map."""
+    n_map = values.shape[1]
+    bad = np.flatnonzero([not np.isfinite(values[:, i]).all() for i in range(n_map)])
     if bad.size:
         raise InputError(
             "E-NODES",
@@ -82,7 +165,7 @@ def nodes_from_maps(
             rule="maps are finite everywhere, zero where there is nothing",
             fix="set them to zero",
         )
-    empty = np.flatnonzero([not volume[..., i].any() for i in range(n_map)])
+    empty = np.flatnonzero([not values[:, i].any() for i in range(n_map)])
     if empty.size:
         raise InputError(
             "E-NODES",
@@ -94,30 +177,14 @@ def nodes_from_maps(
     if len(set(named)) < n_map:
         twice = next(name for name in named if named.count(name) > 1)
         raise InputError("E-NODES", f"several maps are named {twice!r}", rule="names are unique")
-    return SpatialMaps(
-        names=named,
-        networks=_names(networks, n_map, "networks"),
-        volume=volume,
-        affine=np.asarray(affine, dtype=np.float64),
-    )
+    return named
 
 
-def nodes_from_components(ds: xr.Dataset, *, accepted: npt.NDArray[np.bool_]) -> SpatialMaps:
-    """Return the nodes of a group ICA.
-
-    Parameters
-    ----------
-    ds
-        ``ica_map (node, voxel)`` with ``i j k`` and the attrs ``grid_shape`` and ``affine``.
-    accepted
-        (node,) which components are nodes.
-    """
-    volume = np.zeros((*ds.attrs["grid_shape"], int(accepted.sum())))
-    volume[tuple(ds[axis].to_numpy() for axis in "ijk")] = ds["ica_map"].to_numpy()[accepted].T
-    names = tuple(map(str, ds["node"].to_numpy()[accepted]))
-    return SpatialMaps(
-        names=names, networks=None, volume=volume, affine=np.asarray(ds.attrs["affine"], dtype=np.float64)
-    )
+def _name_nodes(names: tuple[str, ...], networks: tuple[str, ...] | None) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+    coords: dict[str, tuple[str, npt.NDArray[Any]]] = {"node": ("node", np.array(names))}
+    if networks is not None:
+        coords["network"] = ("node", np.array(networks))
+    return coords
 
 
 def _names(table: Mapping[int, str] | None, n_map: int, what: str) -> tuple[str, ...] | None:

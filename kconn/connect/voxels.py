@@ -10,14 +10,28 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn.errors import InputError
+from kconn.grayordinates import has_grayordinates
 
 #: What runs must share before their voxels are joined.
 GRID_ATTRS: Final = ("grid_shape", "affine")
+#: Attrs of a run that say where its voxels or grayordinates lie.
+PLACE_ATTRS: Final = (
+    *GRID_ATTRS,
+    "space",
+    "brain_models",
+    "structures",
+    "n_vertices",
+    "volume_affine",
+    "volume_shape",
+)
 
 
 def voxel_key(ds: xr.Dataset) -> npt.NDArray[np.int64]:
-    """Return one ascending number per voxel (voxel,) that says where it is: the same place, the same number."""
-    if "i" not in ds.coords:
+    """Return one ascending number per voxel (voxel,) that says where it is: the same place, the same number.
+
+    Grayordinates are numbered as they lie in the file: `check_same_grid` refuses runs that have others.
+    """
+    if has_grayordinates(ds) or "i" not in ds.coords:
         return np.arange(ds.sizes["voxel"], dtype=np.int64)
     n_i, n_j, _ = ds.attrs["grid_shape"]
     i, j, k = (ds[axis].to_numpy().astype(np.int64) for axis in "ijk")
@@ -31,10 +45,18 @@ def check_same_grid(parts: Sequence[xr.Dataset]) -> None:
     Raises
     ------
     InputError
-        ``E-GRID``.
+        ``E-GRID``; ``E-BRAIN-MODELS`` if they have other grayordinates.
     """
     first = parts[0]
     for part in parts[1:]:
+        if part.attrs.get("brain_models") != first.attrs.get("brain_models"):
+            raise InputError(
+                "E-BRAIN-MODELS",
+                "the runs have other grayordinates than each other",
+                where=str(part.attrs.get("where", "")),
+                rule="runs that are analysed together have the same grayordinates in the same order",
+                fix="make all runs with the same version and settings of their pipeline",
+            )
         same = all(
             np.array_equal(np.asarray(part.attrs.get(name, ())), np.asarray(first.attrs.get(name, ())))
             for name in GRID_ATTRS

@@ -37,6 +37,11 @@ def density_of(facts: RunFacts) -> str | None:
     return _DENSITIES.get(facts.n_voxel)
 
 
+def has_parcels(nodes: Step) -> bool:
+    """Return whether the nodes of a CIFTI run are parcels: maps that overlap are not."""
+    return nodes.params["ica"] is None and "maps" not in nodes.files
+
+
 def endings_of(facts: RunFacts) -> tuple[str, str]:
     """Return how files with series and with maps of a run end."""
     is_dense = has_grayordinates(facts.template)

@@ -23,27 +23,37 @@ from kconn.study.workbench import Workbench
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapWords:
-    """What a kind of map is called in names of files and in sidecars.
+    """What a kind of map is called in names of files, in sidecars and in the report.
 
     ``variable``: in the store. ``stat``: the entity of that name. ``node``: the entity that names a node.
-    ``values``: what a voxel holds.
+    ``values``: what a voxel holds. ``plural``: several of them, in a sentence.
     """
 
     variable: str
     stat: str
     node: str
     values: str
+    plural: str
 
 
 WORDS: Final[dict[MapKind, MapWords]] = {
-    "seedmap": MapWords(variable="seed_map", stat="seedmap", node="seed", values="Fisher z: arctanh of r"),
+    "seedmap": MapWords(
+        variable="seed_map", stat="seedmap", node="seed", values="Fisher z: arctanh of r", plural="seed maps"
+    ),
     "subjectmap": MapWords(
         variable="subject_map",
         stat="subjectmap",
         node="component",
         values="coefficient of the node series in the regression of each voxel on all of them",
+        plural="subject maps",
     ),
 }
+
+
+def describe_values(kind: MapKind) -> str:
+    """Return what a voxel of a kind of map holds, in a word or two where there is one for it."""
+    return WORDS[kind].values.partition(":")[0]
+
 
 #: Suffix of a file -> variable of a tested map, what it shows, and what voxels outside the mask hold.
 _IMAGES: Final[dict[str, tuple[str, str, float]]] = {

@@ -20,6 +20,7 @@ from kconn.errors import StoreError
 from kconn.exclusions import list_exclusions, tabulate_exclusions
 from kconn.export import cifti as cifti_export
 from kconn.export import maps as map_export
+from kconn.export.components import COLUMNS, tabulate_components, write_components
 from kconn.export.contrasts import ContrastFile, describe_contrast_result, list_contrast_files, nodes_of_edges
 from kconn.io import cubes, derivatives, layout, nifti_write, store
 from kconn.io.derivatives import bids_label, bids_name
@@ -119,7 +120,12 @@ def export_study(bench: Workbench, out: Path, *, images: bool = False) -> int:
             rule="an export holds the whole study, as its file describes it",
             fix="run the study first",
         )
-    outputs = [*_RunOutputs(bench).list(images=images), *_GroupOutputs(bench).list(), *_list_maps(bench)]
+    outputs = [
+        *_RunOutputs(bench).list(images=images),
+        *_GroupOutputs(bench).list(),
+        *_list_components(bench),
+        *_list_maps(bench),
+    ]
     description = "dataset_description.json"
     derivatives.check_folder(out, [description, *(name for o in outputs for name in (o.name, o.sidecar))])
     write_atomic(out / description, derivatives.describe_dataset(bench.study.study.name, version=bench.plan.code))
@@ -212,10 +218,11 @@ class _RunOutputs:
                 yield from self._images(facts, step) if images else ()
             case "nodes":
                 yield from self._series(facts, step)
-                yield from self._cifti_nodes(facts, step) if cifti_export.is_cifti(facts) else ()
+                yield from self._cifti_nodes(facts, step) if _is_parcelled(facts, step) else ()
             case "netmat":
                 yield self._netmat(facts, step)
-                yield from (self._cifti_netmat(facts, step),) if cifti_export.is_cifti(facts) else ()
+                nodes = self.steps[step.upstream[0].address]
+                yield from (self._cifti_netmat(facts, step),) if _is_parcelled(facts, nodes) else ()
             case _:
                 return
 
@@ -497,7 +504,7 @@ class _GroupOutputs:
                 for step in made
                 if step.address.path.split("/")[-1] == node_set
                 and step.address not in self.excluded
-                and cifti_export.is_cifti(self.runs[step.where])
+                and _is_parcelled(self.runs[step.where], step)
             ),
             None,
         )
@@ -577,11 +584,8 @@ class _MapOutputs:
         return f"sub-{subject}/ses-{session}/func/{bids_name(entities, f'boldmap{self.writer.ending}')}"
 
     def _entities(self) -> dict[str, str | None]:
-        is_cifti = cifti_export.is_cifti(self.facts)
         return {
-            "space": None if self.facts.space == layout.OWN_SPACE else self.facts.space,
-            "res": None if is_cifti else self.bench.study.inputs.res,
-            "den": cifti_export.density_of(self.facts) if is_cifti else None,
+            **_place_entities(self.bench, self.facts),
             "atlas": bids_label(self.node_set),
             "stat": self.words.stat,
         }
@@ -687,6 +691,71 @@ def _series_name(facts: RunFacts, step: Step) -> str:
 def _netmat_name(facts: RunFacts, step: Step) -> str:
     *_, node_set, kind = step.address.path.split("/")
     return _run_name(facts, "relmat.tsv", atlas=bids_label(node_set), stat=KINDS[kind].bids)
+
+
+def _is_parcelled(facts: RunFacts, nodes: Step) -> bool:
+    return cifti_export.is_cifti(facts) and cifti_export.has_parcels(nodes)
+
+
+def _list_components(bench: Workbench) -> Iterator[_Output]:
+    """List the files of every group ICA: its maps as z, those above the threshold, and a table."""
+    selected = {step.address.path: step for step in bench.plan.steps if step.stage == "select"}
+    excluded = _excluded_runs(bench)
+    used = [facts for facts in bench.survey.runs if facts.where not in excluded]
+    for step in bench.plan.steps:
+        if step.stage == "ica":
+            yield from _components(bench, step, selected[step.address.path], used)
+
+
+def _components(bench: Workbench, step: Step, selected: Step, used: Sequence[RunFacts]) -> Iterator[_Output]:
+    facts = used[0]
+    ingested = {other.where: other for other in bench.plan.steps if other.stage == "ingest"}
+    writer = map_export.MapWriter(bench, ingested[facts.where])
+    inputs = (step, *(ingested[run.where] for run in used))
+    entities = {
+        **_place_entities(bench, facts),
+        "atlas": bids_label(step.address.path.split("/")[-1]),
+        "stat": "zscore",
+    }
+    limit = float(step.params["threshold"])
+    for desc, threshold, words in (
+        (None, None, "Map of each component, the last axis"),
+        ("thresholded", limit, f"Map of each component, the last axis, 0 where |z| is at most {limit:g}"),
+    ):
+        yield _Output(
+            name=f"group/group_{bids_name({**entities, 'desc': desc}, f'boldmap{writer.ending}')}",
+            step=step,
+            inputs=inputs,
+            write=partial(write_components, writer=writer, threshold=threshold),
+            description=f"{words}.",
+            about=lambda ds: {
+                "Values": "z over the voxels of the map",
+                "Components": [str(name) for name in ds["node"].to_numpy()],
+                "NumberOfRuns": int(ds.attrs["n_run"]),
+            },
+        )
+
+    def columns(chosen: xr.Dataset) -> Mapping[str, npt.ArrayLike]:
+        return tabulate_components(cubes.open_group(bench.study.store, step.address), chosen)
+
+    yield _Output(
+        name=f"group/group_{bids_name(entities, 'components.tsv')}",
+        step=selected,
+        inputs=inputs,
+        write=_table(columns),
+        description="What is known of each component: whether it is accepted, how stable it is, what it is like.",
+        about=lambda _: {name: {"Description": text} for name, text in COLUMNS.items()},
+    )
+
+
+def _place_entities(bench: Workbench, facts: RunFacts) -> dict[str, str | None]:
+    """Return the entities that say where the voxels of a run lie."""
+    is_cifti = cifti_export.is_cifti(facts)
+    return {
+        "space": None if facts.space == layout.OWN_SPACE else facts.space,
+        "res": None if is_cifti else bench.study.inputs.res,
+        "den": cifti_export.density_of(facts) if is_cifti else None,
+    }
 
 
 def _excluded_addresses(bench: Workbench) -> set[store.Address]:

@@ -24,6 +24,7 @@ from kconn.io.streams import ByteStream, check_content_size, open_stream
 SERIES_ENDINGS: Final = (".dtseries.nii", ".ptseries.nii", ".dtseries.nii.gz", ".ptseries.nii.gz")
 #: Names of files whose rows are grayordinates with labels.
 LABEL_ENDINGS: Final = (".dlabel.nii", ".dlabel.nii.gz")
+SCALAR_ENDINGS: Final = (".dscalar.nii", ".dscalar.nii.gz")
 
 #: NIfTI extension code of the CIFTI XML.
 _XML_CODE: Final = 32
@@ -101,9 +102,23 @@ class LabelMap:
     colours: Mapping[int, tuple[float, float, float, float]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalarMaps:
+    """A dscalar: ``values`` (grayordinate, map) and the name of each map."""
+
+    places: Grayordinates
+    values: npt.NDArray[np.float32]
+    names: tuple[str, ...]
+
+
 def is_series(path: Path) -> bool:
     """Return whether the name of a file is that of a dtseries or ptseries."""
     return path.name.endswith(SERIES_ENDINGS)
+
+
+def is_scalars(path: Path) -> bool:
+    """Return whether the name of a file is that of a dscalar."""
+    return path.name.endswith(SCALAR_ENDINGS)
 
 
 def is_labels(path: Path) -> bool:
@@ -252,6 +267,32 @@ def read_dense_labels(path: Path, *, map_name: str | None = None, where: str = "
             fix="export the dlabel again from its source",
         )
     return LabelMap(places=places, keys=keys, names=names, colours=colours)
+
+
+def read_dense_scalars(path: Path, *, where: str = "") -> ScalarMaps:
+    """Read the maps of a dscalar; a grayordinate whose value is not finite in any map has none, and becomes 0.
+
+    Parameters
+    ----------
+    path
+        ``.dscalar.nii``.
+    where
+        Place for errors.
+
+    Raises
+    ------
+    InputError
+        As `read_series_header`.
+    """
+    what = "image of maps"
+    matrix, axes = _read_header(path, where=where, what=what)
+    maps, places = axes
+    if not isinstance(maps, _axes.ScalarAxis) or not isinstance(places, Grayordinates):
+        raise _wrong_axes(axes, "maps (dimension 0) by grayordinates (dimension 1)", where, what)
+    (values,) = stream_rows(path, matrix, rows_per_block=max(1, len(places)), where=where)
+    scaled = scale_rows(values, matrix)
+    scaled[~np.isfinite(scaled).any(axis=1)] = 0
+    return ScalarMaps(places=places, values=scaled, names=tuple(map(str, maps.name)))
 
 
 def _choose_map(names: list[str], wanted: str | None, where: str) -> int:

@@ -109,6 +109,21 @@ def write_bold_stream(
     return n_written
 
 
+def stage_array(
+    staged: Path, name: str, like: xr.Variable, *, rest: xr.Dataset, chunks: tuple[int, int], fill_value: float
+) -> tuple[zarr.Array[Any], set[int]]:
+    """Lay out a group with one array that is filled chunk by chunk, or find it as a killed attempt left it.
+
+    Returns
+    -------
+    The array, open for writing, and the numbers of the chunks that are finished.
+    """
+    if not (staged / store.JOURNAL).exists():
+        lay_out(staged, rest)
+        lay_out_array(staged / name, like, chunks=chunks, fill_value=fill_value)
+    return zarr.open_array(staged / name, mode="r+", zarr_format=3), read_journal(staged)
+
+
 def write_bold_rows(
     target: Target,
     read_rows: Callable[[int, int], Iterator[npt.NDArray[Any]]],
@@ -146,11 +161,8 @@ def write_bold_rows(
     n_voxel, n_time = shape
     n_block = plan_voxel_blocks(n_voxel, n_time)
     with translated(target.address):
-        if not (staged / store.JOURNAL).exists():
-            lay_out(staged, rest)
-            lay_out_array(staged / "bold", _bold_like(shape, dtype, bold_attrs), chunks=(n_block, n_time), fill_value=0)
-        array = zarr.open_array(staged / "bold", mode="r+", zarr_format=3)
-        done = read_journal(staged)
+        like = _bold_like(shape, dtype, bold_attrs)
+        array, done = stage_array(staged, "bold", like, rest=rest, chunks=(n_block, n_time), fill_value=0)
         first = next((start for start in range(0, n_voxel, n_block) if start not in done), n_voxel)
         start = first
         for block in read_rows(first, n_block) if first < n_voxel else ():

@@ -194,32 +194,8 @@ def find_runs_images(
 def find_runs_cifti(
     root: Path, *, pattern: str, fd_pattern: str | None = None, confounds_pattern: str | None = None
 ) -> list[Run]:
-    """Find dtseries or ptseries of any pipeline whose paths follow a pattern.
-
-    A JSON file of the same name beside a series is its sidecar.
-
-    Parameters
-    ----------
-    root
-        Folder that the patterns start from.
-    pattern
-        Path of a series; see `find_runs_tables`.
-    fd_pattern, confounds_pattern
-        See `find_runs_tables`.
-
-    Returns
-    -------
-    Runs sorted by subject, session and run.
-
-    Raises
-    ------
-    InputError
-        See `find_runs_tables`.
-    StudyFileError
-        See `find_runs_tables`.
-    """
-    runs = _find_by_pattern(root, pattern, "bold", _companions(fd_pattern, confounds_pattern))
-    return [replace(run, sidecar=_sidecar(run.bold, root.resolve())) for run in runs if run.bold]
+    """Find dtseries or ptseries of any pipeline whose paths follow a pattern, as `find_runs_images` finds images."""
+    return find_runs_images(root, pattern=pattern, fd_pattern=fd_pattern, confounds_pattern=confounds_pattern)
 
 
 def find_runs_tables(

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-import zarr
 
 from kconn.io import store
-from kconn.io.cubes import lay_out, lay_out_array, read_journal, translated, write_journal
+from kconn.io.cubes import stage_array, translated, write_journal
 from kconn.io.store import Target
 
 #: First row and first column of a tile.
@@ -59,13 +58,9 @@ def write_upper_tiles(
     staged = store.staging_path(target)
     path = staged / str(like.name)
     with translated(target.address):
-        if not (staged / store.JOURNAL).exists():
-            lay_out(staged, rest)
-            lay_out_array(path, like.variable, chunks=(tile, tile), fill_value=np.nan)
-        array = zarr.open_array(path, mode="r+", zarr_format=3)
+        array, done = stage_array(staged, path.name, like.variable, rest=rest, chunks=(tile, tile), fill_value=np.nan)
         n_row = -(-like.shape[0] // tile)
         numbers = {i * n_row + j: (i * tile, j * tile) for i in range(n_row) for j in range(i, n_row)}
-        done = read_journal(staged)
         todo = [(number, corner) for number, corner in numbers.items() if number not in done]
         for first in range(0, len(todo), n_at_once):
             batch = todo[first : first + n_at_once]

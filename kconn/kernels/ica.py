@@ -97,7 +97,9 @@ def find_sources(rows: Array, /, *, n_start: int, seed: int) -> Components:
     order = np.argsort(-(mixing**2).sum(axis=0), kind="stable")
     sources = sources[order]
     sources = (sources - sources.mean(axis=1, keepdims=True)) / sources.std(axis=1, keepdims=True)
-    return Components(sources=sources, mixing=mixing[:, order], stability=stability[order], n_converged=len(estimates))
+    return Components(
+        sources=sources, mixing=mixing[:, order], stability=stability[order], n_converged=1 + len(estimates)
+    )
 
 
 def _rotate(white: Array, seed: int, start: int) -> Array | None:

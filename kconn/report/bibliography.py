@@ -20,6 +20,30 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         text="Abraham et al. Machine learning for neuroimaging with scikit-learn. Front Neuroinform 2014;8:14.",
         doi="10.3389/fninf.2014.00014",
     ),
+    "beckmann": Reference(
+        text="Beckmann, Smith. Probabilistic independent component analysis for functional magnetic resonance imaging. "
+        "IEEE Trans Med Imaging 2004;23:137-152.",
+        doi="10.1109/TMI.2003.822821",
+    ),
+    "himberg": Reference(
+        text="Himberg, Hyvarinen, Esposito. Validating the independent components of neuroimaging time series via "
+        "clustering and visualization. NeuroImage 2004;22:1214-1222.",
+        doi="10.1016/j.neuroimage.2004.03.027",
+    ),
+    "hyvarinen": Reference(
+        text="Hyvarinen. Fast and robust fixed-point algorithms for independent component analysis. "
+        "IEEE Trans Neural Netw 1999;10:626-634.",
+        doi="10.1109/72.761722",
+    ),
+    "nickerson": Reference(
+        text="Nickerson et al. Using dual regression to investigate network shape and amplitude in functional "
+        "connectivity analyses. Front Neurosci 2017;11:115.",
+        doi="10.3389/fnins.2017.00115",
+    ),
+    "smith-migp": Reference(
+        text="Smith et al. Group-PCA for very large fMRI datasets. NeuroImage 2014;101:738-749.",
+        doi="10.1016/j.neuroimage.2014.07.051",
+    ),
     "benjamini": Reference(
         text="Benjamini, Hochberg. Controlling the false discovery rate. J R Stat Soc B 1995;57:289-300.",
         doi="10.1111/j.2517-6161.1995.tb02031.x",

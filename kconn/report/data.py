@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +16,7 @@ from kconn.connect.kinds import KINDS, describe_unit
 from kconn.errors import SchemaError
 from kconn.exclusions import Exclusion, FlowStage
 from kconn.infer.design import Hypothesis, name_row
+from kconn.study.connection_tables import MapKind
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -34,7 +35,7 @@ class TestedContrast:
         ``effect stat dof p_unc p_fwe p_fdr (edge)`` and ``max_stat (permutation)`` as `kconn.permutation_test` returns
         them for one contrast.
     observed
-        ``(observation, edge)``, what was tested.
+        ``(observation, edge)``, what was tested; of maps without any voxel: those stay in the store.
     unit
         Of ``observed``, in words.
     visits
@@ -150,6 +151,61 @@ _ENHANCED: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TestedMap:
+    """The test of one contrast over the map of one node.
+
+    Attributes
+    ----------
+    name, node_set, kind
+        Name of the test in the study file, node set and kind of map.
+    node
+        The seed, or the component.
+    test
+        The test; its ``result`` is per voxel, with the coordinates and attrs that say where the voxels are, or None
+        where the map could not be tested.
+    reason
+        Why it was not tested, else empty.
+    regions
+        (voxel,) region of an atlas that each voxel lies in, empty where it lies in none; None where the study has no
+        atlas.
+    p_nodes
+        (voxel,) p corrected over the maps of all nodes, or None.
+    """
+
+    __test__ = False  # no test class, whatever its name makes pytest think
+
+    name: str
+    node_set: str
+    kind: MapKind
+    node: str
+    test: TestedContrast | None
+    reason: str = ""
+    regions: npt.NDArray[np.object_] | None = None
+    p_nodes: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupComponents:
+    """One group ICA.
+
+    Attributes
+    ----------
+    components
+        As `kconn.find_components` returns them, with ``template_correlation`` where there were templates.
+    accepted, reason
+        (node,) which are networks, and why the others are not.
+    threshold
+        Absolute z above which a voxel is shown.
+    """
+
+    name: str
+    components: xr.Dataset
+    accepted: BoolArray
+    reason: tuple[str, ...]
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything that a report shows.
 
@@ -191,6 +247,10 @@ class ReportData:
     qc_fc
         Node set, with the kind where it is not the full correlation -> what `kconn.estimate_qc_fc` adds, and the same
         with ``_before``.
+    maps
+        Tests of maps, opened one by one as the page is written.
+    components
+        Group ICAs, opened likewise.
     carpets
         Runs with what `kconn.report.carpet.draw_carpet` needs, opened one by one as the page is written.
     """
@@ -212,6 +272,8 @@ class ReportData:
     flow: Sequence[FlowStage] = ()
     motion: xr.Dataset | None = None
     qc_fc: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    maps: Iterable[TestedMap] = ()
+    components: Iterable[GroupComponents] = ()
     carpets: Iterable[tuple[str, xr.Dataset]] = ()
 
     def visits(self) -> list[str]:
@@ -294,23 +356,64 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
             values = after - before
         else:
             values = _rows(cohort, ids, hypothesis.sessions)
-    groups, levels, covariate = _describe_effect(people, hypothesis)
-    left_out = dict(str(line).split(": ", 1) for line in result.attrs.get("left_out", []) if ": " in str(line))
-    return TestedContrast(
-        name=name,
-        node_set=node_set,
-        kind=kind,
-        hypothesis=hypothesis,
-        result=result,
-        observed=values,
-        unit=describe_unit(cohort["netmat"].attrs),
-        visits=visits,
-        groups=groups,
-        levels=levels,
-        covariate=covariate,
-        left_out=left_out,
-        planted=planted,
+    return _put_together(
+        TestedContrast(
+            name=name,
+            node_set=node_set,
+            kind=kind,
+            hypothesis=hypothesis,
+            result=result,
+            observed=values,
+            unit=describe_unit(cohort["netmat"].attrs),
+            visits=visits,
+            planted=planted,
+        ),
+        people,
     )
+
+
+def describe_map_test(  # noqa: PLR0913 - one argument per part of a test
+    name: str,
+    *,
+    node_set: str,
+    kind: MapKind,
+    result: xr.Dataset,
+    cohort: xr.Dataset,
+    participants: pd.DataFrame,
+    hypothesis: Hypothesis,
+    unit: str,
+) -> TestedContrast:
+    """Return the test of a contrast over the map of one node; the maps themselves stay where they are.
+
+    Parameters
+    ----------
+    name, node_set, kind
+        What was tested on what.
+    result
+        One contrast of `kconn.permutation_test`, per voxel.
+    cohort
+        With ``subject`` and ``session`` along ``observation``.
+    participants
+        Indexed by subject.
+    hypothesis
+        As in the study file.
+    unit
+        Of the maps, in words.
+    """
+    ids = [str(label) for label in result["observation"].to_numpy()]
+    people = _people_of_sessions(cohort, participants, ids) if hypothesis.per_session else participants.loc[ids]
+    observed = xr.DataArray(np.empty((len(ids), 0)), dims=("observation", "voxel"), coords={"observation": ids})
+    test = TestedContrast(
+        name=name, node_set=node_set, kind=kind, hypothesis=hypothesis, result=result, observed=observed, unit=unit
+    )
+    return _put_together(test, people)
+
+
+def _put_together(test: TestedContrast, people: pd.DataFrame) -> TestedContrast:
+    """Add what the people behind its rows tell of a test."""
+    groups, levels, covariate = _describe_effect(people, test.hypothesis)
+    left_out = dict(str(line).split(": ", 1) for line in test.result.attrs.get("left_out", []) if ": " in str(line))
+    return replace(test, groups=groups, levels=levels, covariate=covariate, left_out=left_out)
 
 
 def edge_table(contrast: TestedContrast) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from kconn.report.bibliography import Bibliography, Reference
 from kconn.report.carpet import draw_carpet
 from kconn.report.connectome import has_coordinates, plot_brain, plot_ring
 from kconn.report.data import Recovery, ReportData, TestedContrast, edge_table, kind_words, recover_truth
+from kconn.report.maps import component_sections, map_sections
 from kconn.report.methods import write_methods
 from kconn.report.palette import group_colour
 from kconn.report.quality import exclusion_table, flow_boxes, motion_tables, qc_fc_figures, qc_fc_notes
@@ -142,8 +143,11 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     bibliography = Bibliography()
-    flow, tests = flow_boxes(data.flow, data.contrasts)
     with styled():
+        map_tests = map_sections(data.maps, alpha=data.alpha)
+        components = component_sections(data.components)
+        tested = [test for section in map_tests for test in section.tests]
+        flow, tests = flow_boxes(data.flow, [*data.contrasts, *tested])
         context: dict[str, Any] = {
             "css": Markup(files("kconn.report").joinpath("templates/report.css").read_text("utf-8")),  # noqa: S704 - ours
             "data": data,
@@ -160,7 +164,9 @@ def render_report(data: ReportData) -> str:
             "run_table": run_table(data.sorted_runs()),
             "matrices": _matrix_figures(data),
             "sections": [_section(contrast, data, i) for i, contrast in enumerate(data.sorted_contrasts())],
-            "methods": write_methods(data, bibliography),
+            "maps": map_tests,
+            "components": components,
+            "methods": write_methods(data, bibliography, tested),
             "references": _references(bibliography, data),
             "parameters": parameter_table(data.parameters),
             "software": Table(columns=("software", "version"), rows=tuple(data.software.items())),

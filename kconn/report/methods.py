@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kconn.io.coordinates import AUTHORS
 from kconn.report.bibliography import Bibliography, join
 from kconn.report.confounds import chosen_strategy, describe_confounds
-from kconn.report.data import ReportData, kind_words
+from kconn.report.data import ReportData, TestedContrast, kind_words
 from kconn.report.statistics import write_statistics
 from kconn.report.words import count
 
@@ -21,20 +21,105 @@ CITED: Final[Mapping[str, str]] = {
 }
 
 
-def write_methods(data: ReportData, bibliography: Bibliography) -> list[tuple[str, str]]:
-    """Return (heading, paragraph) pairs; nothing is said that the parameters do not say."""
+def write_methods(
+    data: ReportData, bibliography: Bibliography, map_tests: Sequence[TestedContrast] = ()
+) -> list[tuple[str, str]]:
+    """Return (heading, paragraph) pairs; nothing is said that the parameters do not say.
+
+    ``map_tests``: the tests of maps, one per node.
+    """
     parameters = data.parameters
     return [
         ("Data", _data(data, _table(parameters, "inputs"), bibliography)),
         ("Denoising", _denoising(parameters, bibliography)),
         ("Quality", _quality(data, bibliography)),
+        *_group_ica(parameters, bibliography),
         (
             "Connectivity",
             cite_spheres(parameters, bibliography)
             + _connectivity(data, _table(parameters, "connectivity"), bibliography),
         ),
-        ("Statistics", write_statistics(data.contrasts, data.alpha, bibliography)),
+        *_maps(parameters, bibliography),
+        *_statistics(data, map_tests, bibliography),
     ]
+
+
+def _statistics(
+    data: ReportData, map_tests: Sequence[TestedContrast], bibliography: Bibliography
+) -> list[tuple[str, str]]:
+    """Return the paragraph on connections, and that on maps, as far as either was tested."""
+    paragraphs = []
+    if data.contrasts or not map_tests:
+        paragraphs.append(("Statistics", write_statistics(data.contrasts, data.alpha, bibliography)))
+    if map_tests:
+        joint = (
+            " All nodes were tested with one table of relabellings, so that p corrected over the maps of all nodes, by "
+            "the largest statistic over all of them, is given beside it."
+            if len({test.name for test in map_tests}) < len(map_tests)
+            else ""
+        )
+        text = write_statistics(map_tests, data.alpha, bibliography, feature="voxel")
+        paragraphs.append(("Statistics of maps", text + joint))
+    return paragraphs
+
+
+def _maps(parameters: Mapping[str, Any], bibliography: Bibliography) -> list[tuple[str, str]]:
+    """Return how the maps of runs were made and put together, where there are any."""
+    tables = _table(parameters, "nodes")
+    seeds = [name for name, table in tables.items() if table.get("seed_maps")]
+    subject = [name for name, table in tables.items() if table.get("subject_maps")]
+    sentences = []
+    if seeds:
+        sentences.append(
+            f"The mean series of each node of {join(seeds)} was correlated with every voxel over the kept frames, as "
+            "Fisher's z (seed maps)."
+        )
+    if subject:
+        unit = ", their variance set to one before," if all(tables[name].get("normalise") for name in subject) else ""
+        sentences.append(
+            f"The series of all nodes of {join(subject)}{unit} were fitted together to every voxel; the coefficients "
+            f"are the maps of a run (dual regression{bibliography.cite('nickerson')})."
+        )
+    if sentences:
+        share = float(_table(parameters, "maps").get("min_share", 1.0))
+        of = "every session" if share == 1 else f"at least {share:.0%} of the sessions"
+        sentences.append(f"Maps were averaged over the runs of a session, on the voxels with data in {of}.")
+    return [("Maps", " ".join(sentences))] if sentences else []
+
+
+def _group_ica(parameters: Mapping[str, Any], bibliography: Bibliography) -> list[tuple[str, str]]:
+    return [
+        (
+            "Group ICA",
+            " ".join(_decomposition(name, table, bibliography) for name, table in _table(parameters, "ica").items()),
+        )
+    ][: len(_table(parameters, "ica"))]
+
+
+def _decomposition(name: str, table: Mapping[str, Any], bibliography: Bibliography) -> str:
+    noise = {
+        "residual": f"divided by its noise, the sd without the strongest components{bibliography.cite('beckmann')}",
+        "sd": "divided by its sd",
+        "none": "centred",
+    }[str(table["normalise"])]
+    rows = (
+        "twice as many rows as the longest run has frames, less one"
+        if table["n_rows"] == "twice"
+        else (f"{table['n_rows']} rows")
+    )
+    number = (
+        "as many components as stand out of white noise in the median run, by Minka's evidence,"
+        if table["n_components"] == "estimate"
+        else count(int(table["n_components"]), "component")
+    )
+    rejected = f" {count(len(table['reject']), 'component')} were rejected by hand." if table.get("reject") else ""
+    matched = " Components were compared with known networks by spatial correlation." if table.get("templates") else ""
+    return (
+        f"For {name}, each voxel of a run was {noise}; runs were reduced and merged in a tree to {rows} "
+        f"(MIGP{bibliography.cite('smith-migp')}). Their strongest axes were turned into {number} by FastICA"
+        f"{bibliography.cite('hyvarinen')} from {count(int(table['n_start']), 'start')}; stability is the agreement of "
+        f"the starts, after ICASSO{bibliography.cite('himberg')}.{matched}{rejected}"
+    )
 
 
 def _table(parameters: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from kconn.report.bibliography import Bibliography, join
 from kconn.report.data import TestedContrast
@@ -17,15 +17,27 @@ _REGRESSIONS: Final = {
 }
 _STATISTICS: Final = {
     "nbs": "components of edges with z of at least {threshold:g} that share nodes, by their number of edges",
-    "cluster-extent": "clusters of edges beyond {threshold:g} that share nodes, by their number of edges",
-    "cluster-mass": "clusters of edges beyond {threshold:g} that share nodes, by their mass",
-    "tfce": "threshold-free enhancement over edges that share nodes",
+    "cluster-extent": "clusters of {features} beyond {threshold:g} that {near}, by their number of {features}",
+    "cluster-mass": "clusters of {features} beyond {threshold:g} that {near}, by their mass",
+    "tfce": "threshold-free enhancement over {features} that {near}",
+}
+Feature = Literal["connection", "voxel"]
+#: What one test is of, what its clusters are made of, and when two of these belong together.
+_WHOLE: Final[dict[Feature, str]] = {"connection": "test", "voxel": "map"}
+_NEIGHBOURS: Final[dict[Feature, tuple[str, str]]] = {
+    "connection": ("edges", "share nodes"),
+    "voxel": ("voxels", "touch"),
 }
 _CITED: Final = {"nbs": "zalesky", "tfce": "smith-nichols"}
 
 
-def write_statistics(contrasts: Sequence[TestedContrast], alpha: float, bibliography: Bibliography) -> str:
-    """Return the paragraph; nothing is said that the results do not say of themselves."""
+def write_statistics(
+    contrasts: Sequence[TestedContrast], alpha: float, bibliography: Bibliography, *, feature: Feature = "connection"
+) -> str:
+    """Return the paragraph; nothing is said that the results do not say of themselves.
+
+    ``feature``: what each test is of, a word for one of them.
+    """
     if not contrasts:
         return "No contrast was tested."
     models = {str(contrast.hypothesis.formula) for contrast in contrasts} - {"1"}
@@ -39,26 +51,27 @@ def write_statistics(contrasts: Sequence[TestedContrast], alpha: float, bibliogr
     two_stage = f" (two-stage{bibliography.cite('bky')})" if "bky" in fdr else ""
     how = join(_relabellings(contrasts, bibliography), last="or")
     shared = (
-        f"Each connection was tested in a linear model{formula} by {how}, with "
+        f"Each {feature} was tested in a linear model{formula} by {how}, with "
         f"{join(f'{number:,}' for number in numbers)} relabellings, the identity included; the smallest possible p is "
-        f"therefore 1/{numbers[0]:,}{bibliography.cite('phipson')}.{every} {_decision(contrasts, bibliography)} "
-        f"{format_alpha(alpha)}{sided}. The uncorrected p and the false "
+        f"therefore 1/{numbers[0]:,}{bibliography.cite('phipson')}.{every} "
+        f"{_decision(contrasts, feature, bibliography)} {format_alpha(alpha)}{sided}. The uncorrected p and the false "
         f"discovery rate of Benjamini and Hochberg{bibliography.cite('benjamini')}{two_stage} are given beside it, and "
         f"{_standardised(contrasts)} as a standardised effect{bibliography.cite('lakens')}."
     )
     sentences = [shared]
     for contrast in {contrast.name: contrast for contrast in contrasts}.values():
-        sentences += _particular(contrast, bibliography)
+        sentences += _particular(contrast, feature, bibliography)
     return " ".join(sentences)
 
 
-def _decision(contrasts: Sequence[TestedContrast], bibliography: Bibliography) -> str:
+def _decision(contrasts: Sequence[TestedContrast], feature: Feature, bibliography: Bibliography) -> str:
     """Return the rule, up to the number that p is compared with."""
     if all(contrast.stops_early for contrast in contrasts):
-        return "A connection counts as significant at a false discovery rate below"
+        return f"A {feature} counts as significant at a false discovery rate below"
     return (
-        "Family-wise error over all connections of a test was controlled by the distribution of the maximum statistic"
-        f"{bibliography.cite('nichols')}; a connection counts as significant at p <"
+        f"Family-wise error over all {feature}s of a {_WHOLE[feature]} was controlled by the distribution of the "
+        "maximum statistic"
+        f"{bibliography.cite('nichols')}; a {feature} counts as significant at p <"
     )
 
 
@@ -87,7 +100,7 @@ def _standardised(contrasts: Sequence[TestedContrast]) -> str:
     return "Cohen's d" + (" (for covariates and F the partial correlation)" if any(by_r) else "")
 
 
-def _particular(contrast: TestedContrast, bibliography: Bibliography) -> list[str]:
+def _particular(contrast: TestedContrast, feature: Feature, bibliography: Bibliography) -> list[str]:
     """Return what holds for this test and need not hold for the others."""
     said = []
     if not contrast.is_directed:
@@ -98,17 +111,21 @@ def _particular(contrast: TestedContrast, bibliography: Bibliography) -> list[st
         said.append(f"gives each of {n_group} groups its own variance ({contrast.stat_kind})")
     statistic = str(contrast.fact("statistic", "edge"))
     if statistic in _STATISTICS:
-        words = _STATISTICS[statistic].format(threshold=float(contrast.fact("threshold", 0)))
+        words = _STATISTICS[statistic].format(
+            threshold=float(contrast.fact("threshold", 0)),
+            features=_NEIGHBOURS[feature][0],
+            near=_NEIGHBOURS[feature][1],
+        )
         said.append(f"looks at {words}{bibliography.cite(_CITED[statistic]) if statistic in _CITED else ''}")
     if (convention := str(contrast.fact("convention", "kconn"))) != "kconn":
         said.append(f"follows the conventions of {convention}")
     if str(contrast.fact("tail", "counts")) == "gpd":
         said.append(f"takes small p from a generalised Pareto tail{bibliography.cite('winkler-tail')}")
     if str(contrast.fact("missing", "exclude")) == "refit":
-        said.append("tests a connection without data in some observation in the others")
+        said.append(f"tests a {feature} without data in some observation in the others")
     if contrast.stops_early:
         said.append(
-            f"compares a connection until {contrast.fact('n_exceed', 0)} relabellings were at least as extreme"
+            f"compares a {feature} until {contrast.fact('n_exceed', 0)} relabellings were at least as extreme"
             f"{bibliography.cite('besag')}, so that its decision is by the false discovery rate, not family-wise error"
         )
     if "p_fwe_joint" in contrast.result:

@@ -7,19 +7,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
 from kconn.connect.kinds import KINDS
+from kconn.connect.parcellation import NodeSet, name_regions
 from kconn.exclusions import count_flow, list_exclusions, tabulate_exclusions
+from kconn.export.maps import describe_values
 from kconn.infer.design import Hypothesis
 from kconn.io import cubes, derivatives
 from kconn.io.files import write_atomic
-from kconn.report.data import Recovery, ReportData, TestedContrast, describe_contrast, recover_truth
+from kconn.report.data import (
+    GroupComponents,
+    Recovery,
+    ReportData,
+    TestedContrast,
+    TestedMap,
+    describe_contrast,
+    describe_map_test,
+    recover_truth,
+)
 from kconn.report.html import write_report
 from kconn.stages.quality import quality_rows
+from kconn.study.connection_tables import MapKind
 from kconn.study.contrasts import split_contrasts
+from kconn.study.nodesets import load_nodes
 from kconn.study.plan import Step
 from kconn.study.workbench import Workbench
 from kconn.versions import software_versions
@@ -76,6 +92,8 @@ def gather_report(bench: Workbench) -> ReportData:
         flow=count_flow(bench, exclusions),
         motion=_open(bench, next(step for step in bench.plan.steps if step.stage == "motion")),
         qc_fc={_qc_fc_title(step): _open(bench, step) for step in bench.plan.steps if step.stage == "qcfc"},
+        maps=_Maps(bench=bench),
+        components=_Components(bench=bench),
         carpets=_Carpets(bench=bench, order=worst_first(quality_rows(quality))),
     )
 
@@ -109,6 +127,83 @@ def worst_first(rows: pd.DataFrame) -> list[str]:
         kind="stable",
     )
     return keys["path"].tolist()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Maps:
+    """The tests of maps, opened one at a time."""
+
+    bench: Workbench
+
+    def __iter__(self) -> Iterator[TestedMap]:
+        joint = {step.address.path: step for step in self.bench.plan.steps if step.stage == "map-correction"}
+        for step in self.bench.plan.steps:
+            if step.stage == "map-test":
+                yield from self._tested(step, joint.get(step.address.path.rpartition("/")[0]))
+
+    def _tested(self, step: Step, joint: Step | None) -> Iterator[TestedMap]:
+        _, node_set, _, name, _ = step.address.path.split("/")
+        kind: MapKind = step.params["kind"]
+        found = _open(self.bench, step)
+        node = str(found.attrs["node"])
+        facts: dict[str, Any] = {"node_set": node_set, "kind": kind, "node": node}
+        if "excluded" in found.attrs:
+            yield TestedMap(name=name, test=None, reason=str(found.attrs["excluded"]).partition(" ")[2], **facts)
+            return
+        cohort = _open(self.bench, next(s for s in self.bench.plan.steps if s.address == step.upstream[0].address))
+        regions = self._regions(found)
+        for title, result in split_contrasts(found, name).items():
+            test = describe_map_test(
+                title,
+                node_set=node_set,
+                kind=kind,
+                result=result.drop_vars(["permutation_table", "sign_table"], errors="ignore").compute(),
+                cohort=cohort,
+                participants=self.bench.survey.participants,
+                hypothesis=Hypothesis.of(step.params["hypothesis"]),
+                unit=describe_values(kind),
+            )
+            p_nodes = None if joint is None else _open_joint(self.bench, joint, node, title.removeprefix(f"{name}-"))
+            yield TestedMap(name=title, test=test, regions=regions, p_nodes=p_nodes, **facts)
+
+    def _regions(self, result: xr.Dataset) -> npt.NDArray[np.object_] | None:
+        """Return the region of the first atlas of the study that each voxel lies in, or None without an atlas."""
+        tables = [table for table in self.bench.study.nodes.values() if table.atlas is not None]
+        if not tables:
+            return None
+        files = {role: self.bench.study.folder / path for role, path in tables[0].files().items()}
+        nodes = load_nodes(tables[0].model_dump(mode="json"), files, self.bench.survey.runs[0].template)
+        return name_regions(result, nodes) if isinstance(nodes, NodeSet) else None
+
+
+def _open_joint(bench: Workbench, step: Step, node: str, contrast: str) -> npt.NDArray[np.float64] | None:
+    found = _open(bench, step)
+    if "excluded" in found.attrs or node not in found["node"].to_numpy().astype(str).tolist():
+        return None
+    one = found.isel(node=found["node"].to_numpy().astype(str).tolist().index(node))
+    if "contrast" in one.dims:
+        one = one.isel(contrast=one["contrast"].to_numpy().astype(str).tolist().index(contrast))
+    return np.asarray(one["p_fwe_nodes"].to_numpy(), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Components:
+    """The group ICAs, opened one at a time."""
+
+    bench: Workbench
+
+    def __iter__(self) -> Iterator[GroupComponents]:
+        selected = {step.address.path: step for step in self.bench.plan.steps if step.stage == "select"}
+        for step in self.bench.plan.steps:
+            if step.stage == "ica":
+                chosen = _open(self.bench, selected[step.address.path])
+                yield GroupComponents(
+                    name=step.address.path.split("/")[-1],
+                    components=_open(self.bench, step).compute(),
+                    accepted=chosen["accepted"].to_numpy(),
+                    reason=tuple(map(str, chosen["reason"].to_numpy())),
+                    threshold=float(step.params["threshold"]),
+                )
 
 
 def _qc_fc_title(step: Step) -> str:

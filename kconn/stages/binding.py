@@ -85,6 +85,19 @@ class Job:
         return store.republish(self.root, target.address, target.key)
 
 
+def open_denoised(job: Job) -> tuple[xr.Dataset, xr.Dataset] | None:
+    """Return a run as it was read, and denoised with the places of its voxels.
+
+    None if it was left out: then that is published as the result of the job too.
+    """
+    run = job.open(job.step.reads("denoise").address)
+    if reason := exclusion(run):
+        job.publish(excluded(reason))
+        return None
+    raw = job.open(job.step.reads("ingest").address)
+    return raw, cubes.join_steps(raw.drop_vars("bold"), run)
+
+
 def excluded(reason: str) -> xr.Dataset:
     """Return the result of a run that is left out: no variables, only the reason."""
     return xr.Dataset(attrs={"excluded": reason})

@@ -6,23 +6,19 @@ import numpy as np
 import xarray as xr
 
 from kconn.connect.decomposition import find_components, match_templates, merge_reduced, reduce_run
-from kconn.connect.dual_regression import place_maps
+from kconn.connect.dual_regression import place_any_maps
 from kconn.errors import InputError, StudyFileError
-from kconn.io import cubes
-from kconn.stages.binding import Job, excluded, exclusion
+from kconn.stages.binding import Job, excluded, exclusion, open_denoised
 from kconn.study.nodesets import load_templates
 
 
 def reduce_denoised_run(job: Job) -> None:
     """Reduce one denoised run to rows that stand for its frames."""
-    run = job.open(job.step.reads("denoise").address)
-    if reason := exclusion(run):
-        job.publish(excluded(reason))
+    if (opened := open_denoised(job)) is None:
         return
-    raw = job.open(job.step.reads("ingest").address)
-    joined = cubes.join_steps(raw.drop_vars("bold"), run)
+    _, run = opened
     params = job.step.params
-    job.publish(reduce_run(joined, n_component=params["n_row"], normalise=params["normalise"]))
+    job.publish(reduce_run(run, n_component=params["n_row"], normalise=params["normalise"]))
 
 
 def merge_runs(job: Job) -> None:
@@ -54,9 +50,8 @@ def decompose_group(job: Job) -> None:
         seed=params["seed"],
         min_share=params["min_share"],
     )
-    volume, affine, names = load_templates(job.paths())
-    if names:
-        out = match_templates(out, place_maps(volume, affine, out, names=names).rename(node="template"))
+    if (templates := load_templates(job.paths())) is not None:
+        out = match_templates(out, place_any_maps(templates, out).rename(node="template"))
     job.publish(out.assign_attrs(threshold=params["threshold"]))
 
 

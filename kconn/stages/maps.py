@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 
 from kconn.chunks import plan_maps
-from kconn.connect.cohort_maps import PLACE_ATTRS, MapVariable, assemble_maps, mark_data
+from kconn.connect.cohort_maps import MapVariable, assemble_maps, mark_data
 from kconn.connect.dual_regression import regress_series
 from kconn.connect.seedmaps import estimate_seed_maps
+from kconn.connect.voxels import PLACE_ATTRS
 from kconn.errors import DesignError
 from kconn.grayordinates import read_grayordinates
 from kconn.infer.joint_maps import correct_over_nodes

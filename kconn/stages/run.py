@@ -21,7 +21,7 @@ from kconn.connect.kinds import KINDS
 from kconn.connect.netmats import count_frames, estimate_ar1, estimate_netmats, fisher_z
 from kconn.connect.parcellation import NodeSet, find_atlas_coverage, parcellate
 from kconn.connect.sliding_windows import estimate_variability, estimate_window_netmats
-from kconn.connect.spatial_maps import SpatialMaps, nodes_from_components
+from kconn.connect.spatial_maps import DenseMaps, SpatialMaps, nodes_from_components
 from kconn.errors import InputError, KconnError
 from kconn.grayordinates import COORDS
 from kconn.io import cifti, cubes, nifti, tables
@@ -29,7 +29,7 @@ from kconn.io.cifti import Parcels, SeriesHeader
 from kconn.io.nifti import BoldHeader
 from kconn.io.nifti_header import MatrixHeader
 from kconn.kernels.smoothing import sigma_in_voxels, smooth_volumes
-from kconn.stages.binding import Job, excluded, exclusion
+from kconn.stages.binding import Job, excluded, exclusion, open_denoised
 from kconn.stages.regressors import add_compcor, add_regressors, chosen_strategy, without_spikes
 from kconn.study.denoise_rehearsal import LEAVES_OUT
 from kconn.study.nodesets import load_nodes
@@ -104,15 +104,12 @@ def _motion_filter(given: str | float | list[float]) -> MotionBand:
 
 def extract_nodes(job: Job) -> None:
     """Average the denoised run into the series of one node set."""
-    run = job.open(job.step.reads("denoise").address)
-    if reason := exclusion(run):
-        job.publish(excluded(reason))
+    if (opened := open_denoised(job)) is None:
         return
-    raw = job.open(job.step.reads("ingest").address)
-    joined = cubes.join_steps(raw.drop_vars("bold"), run)
+    raw, run = opened
     params = dict(job.step.params)
     nodes = _components(job) if params["ica"] else load_nodes(params, job.paths(), raw)
-    out = _extract_series(joined, nodes, params)
+    out = _extract_series(run, nodes, params)
     # The series tell whether the run is used: they are small, and one pass over the voxels makes them all.
     out = out[["timeseries", "coverage", "n_voxel", "sample_mask", "df_left"]].drop_vars(list("ijk"), errors="ignore")
     out = find_atlas_coverage(out.compute())
@@ -145,23 +142,23 @@ def estimate_run_netmat(job: Job) -> None:
     job.publish(out.drop_vars(["timeseries", "sample_mask", "df_left"]))
 
 
-def _components(job: Job) -> SpatialMaps:
+def _components(job: Job) -> SpatialMaps | DenseMaps:
     """Return the accepted components of a group ICA."""
     components = job.open(job.step.reads("ica").address)
     selected = job.open(job.step.reads("select").address)
     return nodes_from_components(components, accepted=selected["accepted"].to_numpy())
 
 
-def _extract_series(run: xr.Dataset, nodes: NodeSet | SpatialMaps, params: Mapping[str, Any]) -> xr.Dataset:
+def _extract_series(run: xr.Dataset, nodes: NodeSet | SpatialMaps | DenseMaps, params: Mapping[str, Any]) -> xr.Dataset:
     """Add ``timeseries``, ``coverage`` and ``n_voxel`` of regions by their mean, of maps as asked for."""
     least = params["min_coverage"]
-    if isinstance(nodes, SpatialMaps):
+    if isinstance(nodes, SpatialMaps | DenseMaps):
         return extract_map_series(run, nodes, method=params["method"], min_coverage=least)
     return parcellate(run, nodes, min_coverage=least)
 
 
 def _series_before(
-    raw: xr.Dataset, nodes: NodeSet | SpatialMaps, filters: Mapping[str, Any], params: Mapping[str, Any]
+    raw: xr.Dataset, nodes: NodeSet | SpatialMaps | DenseMaps, filters: Mapping[str, Any], params: Mapping[str, Any]
 ) -> xr.DataArray:
     """Return the node series without trend and frequencies, as in denoising, but with the confounds and all frames.
 

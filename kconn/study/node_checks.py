@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from kconn.connect.dual_regression import check_maps
+from kconn.connect.dual_regression import check_dense_maps, check_kind, check_maps
 from kconn.connect.kinds import KINDS
 from kconn.connect.netmats import PARTIAL_KINDS, check_rank
 from kconn.connect.nodes import AFFINE_TOLERANCE
 from kconn.connect.parcellation import Columns, NodeSet, find_dense_members, find_members
 from kconn.connect.sliding_windows import plan_windows
-from kconn.connect.spatial_maps import SpatialMaps
+from kconn.connect.spatial_maps import DenseMaps, SpatialMaps
 from kconn.errors import InputError, KconnError, StudyFileError
 from kconn.grayordinates import has_grayordinates, read_grayordinates
 from kconn.study.connection_tables import NodesTable
@@ -83,18 +84,11 @@ def _check_components(
     n_node = len(study.ica[str(table.ica)].accepted())
     for run in facts:
         with collected(problems, run.where, of=f"nodes.{name}"):
-            if "affine" not in run.template.attrs:
-                raise InputError(
-                    "E-BRAIN-MODELS",
-                    "components of grayordinates cannot be nodes",
-                    rule="components are fitted to volumes",
-                    fix="export them, and take them as an atlas or as maps of volumes",
-                )
             if table.netmats:
                 _check_kinds(study, run, n_node)
 
 
-def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps) -> None:
+def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps | DenseMaps) -> None:
     if table.netmats and len(nodes.names) < 2:
         raise InputError(
             "E-NODES",
@@ -185,12 +179,12 @@ def _grid(run: RunFacts) -> Any:
     return (tuple(run.template.attrs["grid_shape"]), np.asarray(run.template.attrs["affine"]).tobytes())
 
 
-def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet | SpatialMaps:
+def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet | SpatialMaps | DenseMaps:
     files = {role: study.folder / path for role, path in table.files().items()}
     return load_nodes(table.model_dump(mode="json"), files, run.template)
 
 
-def _place(nodes: NodeSet | SpatialMaps, run: RunFacts) -> None:
+def _place(nodes: NodeSet | SpatialMaps | DenseMaps, run: RunFacts) -> None:
     if isinstance(nodes, NodeSet) and isinstance(nodes.source, Columns):
         return
     if "column" in run.template.coords:
@@ -200,18 +194,21 @@ def _place(nodes: NodeSet | SpatialMaps, run: RunFacts) -> None:
             rule="columns are the nodes of tables",
             fix='write columns = "all"',
         )
+    is_dense = has_grayordinates(run.template)
+    if not isinstance(nodes, NodeSet):
+        check_kind(nodes, is_dense=is_dense, where=run.where)
+    match nodes:
+        case DenseMaps():
+            check_dense_maps(nodes, read_grayordinates(run.template), where=run.where)
+        case SpatialMaps():
+            check_maps(nodes, *_read_grid(run), where=run.where)
+        case NodeSet() if is_dense:
+            find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
+        case NodeSet():
+            find_members(nodes, *_read_grid(run), where=run.where)
+
+
+def _read_grid(run: RunFacts) -> tuple[tuple[int, int, int], npt.NDArray[np.float64]]:
     attrs = run.template.attrs
-    if has_grayordinates(run.template):
-        if isinstance(nodes, SpatialMaps):
-            raise InputError(
-                "E-BRAIN-MODELS",
-                "the maps are images of voxels, the run has grayordinates",
-                rule="maps and runs are of one kind",
-                fix="take a dlabel as node set, or runs that are images",
-            )
-        find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
-        return
-    if isinstance(nodes, SpatialMaps):
-        check_maps(nodes, tuple(attrs["grid_shape"]), np.asarray(attrs["affine"]), where=run.where)
-        return
-    find_members(nodes, tuple(attrs["grid_shape"]), np.asarray(attrs["affine"]), where=run.where)
+    n_i, n_j, n_k = (int(n) for n in attrs["grid_shape"])
+    return (n_i, n_j, n_k), np.asarray(attrs["affine"], dtype=np.float64)

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from kconn.connect.nodes import nodes_from_dense_labels
 from kconn.connect.parcellation import NodeSet, nodes_from_columns, nodes_from_labels, nodes_from_spheres
-from kconn.connect.spatial_maps import SpatialMaps, nodes_from_maps
+from kconn.connect.spatial_maps import DenseMaps, SpatialMaps, nodes_from_dense_maps, nodes_from_maps
 from kconn.errors import InputError
 from kconn.io import atlases, cifti, nifti
 from kconn.io.coordinates import SPHERE_TABLES, read_published_spheres
 
 
-def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dataset) -> NodeSet | SpatialMaps:
+def load_nodes(
+    params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dataset
+) -> NodeSet | SpatialMaps | DenseMaps:
     """Return the node set of one ``[nodes.NAME]`` table.
 
     Parameters
@@ -38,9 +38,7 @@ def load_nodes(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dat
     if "atlas" in files and cifti.is_labels(files["atlas"]):
         return _load_dlabel(params, files)
     if "maps" in files:
-        volume, map_affine = nifti.read_maps(files["maps"])
-        names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
-        return nodes_from_maps(volume, map_affine, names=names, networks=networks)
+        return _load_maps(files)
     if "atlas" in files:
         labels, affine = nifti.read_labels(files["atlas"])
         names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
@@ -77,6 +75,18 @@ def _load_published(params: Mapping[str, Any]) -> NodeSet:
     return nodes_from_spheres(found.spheres, radius_mm=own, diameter_mm=diameter, networks=found.networks)
 
 
+def _load_maps(files: Mapping[str, Path]) -> SpatialMaps | DenseMaps:
+    """Return the nodes of an image of maps, or of a dscalar: the names of its maps, unless a table gives others."""
+    if not cifti.is_scalars(files["maps"]):
+        volume, affine = nifti.read_maps(files["maps"])
+        names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
+        return nodes_from_maps(volume, affine, names=names, networks=networks)
+    found = cifti.read_dense_scalars(files["maps"])
+    own = dict(enumerate(found.names, start=1)) if len(set(found.names)) == len(found.names) else None
+    names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (own, None)
+    return nodes_from_dense_maps(found.values, found.places, names=names, networks=networks)
+
+
 def _load_dlabel(params: Mapping[str, Any], files: Mapping[str, Path]) -> NodeSet:
     """Return the nodes of a dlabel: its own names, unless a table gives others."""
     found = cifti.read_dense_labels(files["atlas"], map_name=params["label_map"])
@@ -91,31 +101,43 @@ def _hex(colour: tuple[float, float, float, float]) -> str:
     return "#" + "".join(f"{part:02x}" for part in parts)
 
 
-def load_templates(files: Mapping[str, Path]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], list[str]]:
-    """Return the maps of known networks (i, j, k, template), their affine (4, 4) and their names.
+def load_templates(files: Mapping[str, Path]) -> SpatialMaps | DenseMaps | None:
+    """Return the maps of known networks, or None where there are none.
+
+    A template may be NaN where it says nothing, and lie anywhere: it is compared, not fitted.
 
     Parameters
     ----------
     files
-        Role (``templates``, ``template_labels``) -> path; without templates there are none.
+        Role (``templates``, ``template_labels``) -> path.
 
     Raises
     ------
     InputError
-        As `kconn.io.nifti.read_maps`; ``E-ATLAS`` if the table lacks one.
+        As `kconn.io.nifti.read_maps` or `kconn.io.cifti.read_dense_scalars`; ``E-ATLAS`` if the table lacks one.
     """
     if "templates" not in files:
-        return np.empty((1, 1, 1, 0), dtype=np.float32), np.eye(4), []
+        return None
+    if cifti.is_scalars(files["templates"]):
+        found = cifti.read_dense_scalars(files["templates"])
+        names = _name_templates(files, found.values.shape[1], found.names)
+        return DenseMaps(names=names, networks=None, values=found.values, places=found.places)
     volume, affine = nifti.read_maps(files["templates"])
     numbers = range(1, volume.shape[3] + 1)
+    names = _name_templates(files, volume.shape[3], tuple(f"template{i}" for i in numbers))
+    return SpatialMaps(names=names, networks=None, volume=volume, affine=affine)
+
+
+def _name_templates(files: Mapping[str, Path], n_map: int, own: tuple[str, ...]) -> tuple[str, ...]:
     if "template_labels" not in files:
-        return volume, affine, [f"template{i}" for i in numbers]
+        return own
+    numbers = range(1, n_map + 1)
     names, _ = atlases.read_labels_table(files["template_labels"])
     if missing := [i for i in numbers if i not in names]:
         raise InputError(
             "E-ATLAS",
-            f"the table of templates has no row for map {missing[0]} of {volume.shape[3]}",
+            f"the table of templates has no row for map {missing[0]} of {n_map}",
             where=files["template_labels"].name,
             rule="one row per map, numbered from 1",
         )
-    return volume, affine, [names[i] for i in numbers]
+    return tuple(names[i] for i in numbers)

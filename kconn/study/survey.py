@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from kconn.connect.dual_regression import check_place
 from kconn.errors import InputError, KconnError, StudyFileError, first_of
 from kconn.infer.design import NO_RUN
 from kconn.infer.formulas import evaluate_formula
@@ -118,7 +119,9 @@ def _check_voxelwise(study: Study, facts: list[RunFacts], problems: list[KconnEr
     for name, table in study.ica.items():
         with collected(problems, of=f"ica.{name}"):
             check_one_grid([run.template for run in facts])
-            load_templates({role: study.folder / path for role, path in table.files().items()})
+            templates = load_templates({role: study.folder / path for role, path in table.files().items()})
+            if templates is not None and facts:
+                check_place(templates, facts[0].template)
     if study.dense is not None:
         with collected(problems, of="dense"):
             check_one_grid([run.template for run in facts])
