@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn import schema
-from kconn.connect.netmats import AR1_KINDS, PARTIAL_KINDS, null_scale
+from kconn.connect.netmats import AR1_KINDS, NODE_LABELS, PARTIAL_KINDS, null_scale
 from kconn.errors import InputError, SchemaError
 from kconn.kernels import cohort as kernel
 from kconn.kernels.blas import single_thread
@@ -21,7 +21,7 @@ from kconn.kernels.tangent import project_tangent as project_tangent_space
 #: Attrs of ``netmat`` that must agree before matrices are put together.
 SAME_ATTRS: Final = ("kind", "rho", "alpha", "window_s", "step_s", "z", "ar1", "seed")
 #: What is kept of the two nodes of an edge.
-EDGE_COORDS: Final = ("node_i", "node_j", "network_i", "network_j")
+EDGE_COORDS: Final = tuple(f"{name}_{end}" for name in NODE_LABELS for end in "ij")
 #: Kinds that are correlation matrices with a unit diagonal.
 CORRELATIONS: Final = frozenset({"corr", "ledoit"})
 

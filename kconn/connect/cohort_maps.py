@@ -25,7 +25,7 @@ from kconn.kernels.masks import Bits, locate_voxels, pack_voxels, unpack_voxels
 
 MapVariable = Literal["seed_map", "subject_map"]
 #: Coordinates of ``node`` that a cohort keeps.
-NODE_COORDS: Final = ("node", "network", "x", "y", "z")
+NODE_COORDS: Final = ("node", "network", "hemisphere", "x", "y", "z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -42,6 +42,8 @@ UNBOUNDED: Final = frozenset({"cov"})
 #: Partial correlations that FSLNets knows, and all of its kinds that it turns to z.
 PARTIAL_KINDS: Final = frozenset({"partial", "ridgep"})
 AR1_KINDS: Final = PARTIAL_KINDS | {"corr", "rcorr"}
+#: Coordinates of ``node`` that edges have of both of their ends.
+NODE_LABELS: Final = ("node", "network", "hemisphere")
 #: Stands for "nobody said what denoising took".
 UNKNOWN_DF: Final = -1
 
@@ -247,7 +249,7 @@ def estimate_amplitudes(ds: xr.Dataset) -> xr.Dataset:
 
 
 def edge_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
-    """Return ``node_i node_j`` of the dimension ``edge``, and ``network_i network_j`` where the nodes have networks.
+    """Return ``node_i node_j`` of the dimension ``edge``, and likewise networks and hemispheres where nodes have them.
 
     Parameters
     ----------
@@ -256,7 +258,7 @@ def edge_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
     """
     rows, columns = np.triu_indices(ds.sizes["node"], 1)
     ends = {"i": xr.Variable("edge", rows), "j": xr.Variable("edge", columns)}
-    found = {name: ds[name].variable.to_base_variable() for name in ("node", "network") if name in ds.coords}
+    found = {name: ds[name].variable.to_base_variable() for name in NODE_LABELS if name in ds.coords}
     return {f"{name}_{end}": values.isel(node=at) for name, values in found.items() for end, at in ends.items()}
 
 

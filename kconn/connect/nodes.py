@@ -106,13 +106,15 @@ class NodeSet:
     names
         (node,) unique names: the coordinate ``node``.
     networks
-        (node,) the network of each node, or None.
+        (node,) the network of each node, empty where it has none, or None.
     centres
         (node, 3) mm, or None where nothing is known of it.
     source
         What selects the voxels.
     colours
         (node,) as ``#rrggbb``, or None where the atlas has none.
+    hemispheres
+        (node,) the hemisphere of each node, empty where it has none, or None.
     """
 
     names: tuple[str, ...]
@@ -120,14 +122,13 @@ class NodeSet:
     centres: Array | None
     source: Labels | Spheres | DenseLabels | Columns | Union
     colours: tuple[str, ...] | None = None
+    hemispheres: tuple[str, ...] | None = None
 
     def coords(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
         """Return the coordinates of the dimension ``node``."""
         coords: dict[str, tuple[str, npt.NDArray[Any]]] = {"node": ("node", np.array(self.names))}
-        if self.networks is not None:
-            coords["network"] = ("node", np.array(self.networks))
-        if self.colours is not None:
-            coords["colour"] = ("node", np.array(self.colours))
+        of_node = {"network": self.networks, "hemisphere": self.hemispheres, "colour": self.colours}
+        coords.update({name: ("node", np.array(of)) for name, of in of_node.items() if of is not None})
         if self.centres is not None:
             coords.update({axis: ("node", self.centres[:, i]) for i, axis in enumerate("xyz")})
         return coords
@@ -139,6 +140,7 @@ def nodes_from_labels(
     *,
     names: Mapping[int, str] | None = None,
     networks: Mapping[int, str] | None = None,
+    hemispheres: Mapping[int, str] | None = None,
     resample: bool = False,
 ) -> NodeSet:
     """Return the nodes of a label atlas.
@@ -151,8 +153,8 @@ def nodes_from_labels(
         (4, 4) voxel to mm.
     names
         Label -> name, of exactly the labels in the image; the labels themselves if not given.
-    networks
-        Label -> network.
+    networks, hemispheres
+        Label -> network and hemisphere.
     resample
         Whether runs on another grid get the label nearest to each of their voxels. Without it they are refused.
 
@@ -167,11 +169,12 @@ def nodes_from_labels(
     if not keys:
         raise InputError("E-ATLAS", "the label image holds no label", rule="at least one voxel is not 0")
     grid = np.asarray(affine, dtype=np.float64)
-    for table, what in ((names, "names"), (networks, "networks")):
+    for table, what in ((names, "names"), (networks, "networks"), (hemispheres, "hemispheres")):
         _check_table(table, keys, what)
     return NodeSet(
         names=_check_names(str(key) if names is None else names[key] for key in keys),
-        networks=None if networks is None else tuple(networks[key] for key in keys),
+        networks=_in_order(networks, keys),
+        hemispheres=_in_order(hemispheres, keys),
         centres=kernel.centres_of_mass(volume, grid, keys),
         source=Labels(volume=volume, affine=grid, keys=keys, resample=resample),
     )
@@ -183,6 +186,7 @@ def nodes_from_dense_labels(
     *,
     names: Mapping[int, str],
     networks: Mapping[int, str] | None = None,
+    hemispheres: Mapping[int, str] | None = None,
     colours: Mapping[int, str] | None = None,
 ) -> NodeSet:
     """Return the nodes of a label atlas on grayordinates.
@@ -195,8 +199,8 @@ def nodes_from_dense_labels(
         Where they lie.
     names
         Label -> name, of at least the labels that occur.
-    networks
-        Label -> network.
+    networks, hemispheres
+        Label -> network and hemisphere.
     colours
         Label -> ``#rrggbb``, of all labels or of none.
 
@@ -208,7 +212,7 @@ def nodes_from_dense_labels(
     keys = tuple(int(key) for key in np.unique(label) if key != 0)
     if not keys:
         raise InputError("E-ATLAS", "the dlabel holds no label", rule="at least one grayordinate is not 0")
-    for table, what in ((names, "names"), (networks, "networks")):
+    for table, what in ((names, "names"), (networks, "networks"), (hemispheres, "hemispheres")):
         if table is not None and (unnamed := sorted(set(keys) - set(table))):
             raise InputError(
                 "E-ATLAS",
@@ -218,7 +222,8 @@ def nodes_from_dense_labels(
             )
     return NodeSet(
         names=_check_names(names[key] for key in keys),
-        networks=None if networks is None else tuple(networks[key] for key in keys),
+        networks=_in_order(networks, keys),
+        hemispheres=_in_order(hemispheres, keys),
         centres=None,
         source=DenseLabels(places=places, label=label, keys=keys),
         colours=None if not colours or set(keys) - set(colours) else tuple(colours[key] for key in keys),
@@ -272,7 +277,7 @@ def nodes_from_spheres(
         )
     return NodeSet(
         names=names,
-        networks=None if networks is None else tuple(networks[name] for name in names),
+        networks=_in_order(networks, names),
         centres=centres,
         source=Spheres(centres=centres, radius_mm=np.broadcast_to(radius, len(names)).copy()),
     )
@@ -309,7 +314,7 @@ def nodes_from_columns(
     kept = _check_names(name for name in columns if name not in excluded)
     return NodeSet(
         names=kept,
-        networks=None if networks is None else tuple(networks[name] for name in kept),
+        networks=_in_order(networks, kept),
         centres=None,
         source=Columns(),
     )
@@ -336,17 +341,66 @@ def join_nodes(*sets: NodeSet) -> NodeSet:
         raise InputError(
             "E-NODES", "columns of a table are joined with labels or spheres", rule="all nodes come from one run"
         )
-    networks, centres = [part.networks for part in sets], [part.centres for part in sets]
-    no_network = all(part is None for part in networks)
+    centres = [part.centres for part in sets]
     return NodeSet(
         names=names,
-        networks=None
-        if no_network
-        else tuple(name for part in sets for name in (part.networks or ("",) * len(part.names))),
+        networks=_joined(sets, [part.networks for part in sets]),
+        hemispheres=_joined(sets, [part.hemispheres for part in sets]),
         centres=None
         if any(part is None for part in centres)
         else np.concatenate([part for part in centres if part is not None]),
         source=Columns() if all(of_columns) else Union(parts=sets),
+    )
+
+
+def _joined(sets: Sequence[NodeSet], given: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """Return what several node sets say of their nodes, empty for those that say nothing; None if none does."""
+    if all(part is None for part in given):
+        return None
+    return tuple(name for nodes, part in zip(sets, given, strict=True) for name in part or ("",) * len(nodes.names))
+
+
+def label_nodes(
+    nodes: NodeSet,
+    *,
+    networks: Mapping[str, str] | None,
+    hemispheres: Mapping[str, str] | None,
+    known: Iterable[str] = (),
+) -> NodeSet:
+    """Return a node set with networks and hemispheres by name of node; None leaves what the nodes have.
+
+    Parameters
+    ----------
+    nodes
+        The node set.
+    networks, hemispheres
+        Node -> network and hemisphere, of every node.
+    known
+        Names that may be in the tables beside those of the nodes.
+
+    Raises
+    ------
+    InputError
+        ``E-ATLAS`` if a table lacks a node, or names what is none.
+    """
+    for table, what in ((networks, "networks"), (hemispheres, "hemispheres")):
+        if table is None:
+            continue
+        lacking = [name for name in nodes.names if name not in table]
+        strangers = [name for name in table if name not in {*nodes.names, *known}]
+        if lacking or strangers:
+            raise InputError(
+                "E-ATLAS",
+                f"{what}: {len(lacking)} nodes are not in the table {lacking[:5]}, "
+                f"{len(strangers)} rows are of no node {strangers[:5]}",
+                rule="the table has a row for every node, by its name",
+                fix="use the table that belongs to these nodes",
+            )
+    own = {"networks": _in_order(networks, nodes.names), "hemispheres": _in_order(hemispheres, nodes.names)}
+    return replace(
+        nodes,
+        networks=nodes.networks if own["networks"] is None else own["networks"],
+        hemispheres=nodes.hemispheres if own["hemispheres"] is None else own["hemispheres"],
     )
 
 
@@ -380,10 +434,11 @@ def _pick(nodes: NodeSet, keep: BoolArray) -> NodeSet:
             pass
     return NodeSet(
         names=_check_names(nodes.names[i] for i in at),
-        networks=None if nodes.networks is None else tuple(nodes.networks[i] for i in at),
+        networks=_in_order(nodes.networks, at),
+        hemispheres=_in_order(nodes.hemispheres, at),
         centres=None if nodes.centres is None else nodes.centres[at],
         source=source,
-        colours=None if nodes.colours is None else tuple(nodes.colours[i] for i in at),
+        colours=_in_order(nodes.colours, at),
     )
 
 
@@ -546,6 +601,11 @@ def _check_table(table: Mapping[int, str] | None, keys: Sequence[int], what: str
             rule="the table holds exactly the labels of the image",
             fix="use the table that belongs to this image",
         )
+
+
+def _in_order(table: Any, keys: Iterable[Any]) -> tuple[str, ...] | None:
+    """Return what a table or tuple says of each key, or None where there is none."""
+    return None if table is None else tuple(table[key] for key in keys)
 
 
 def _check_names(names: Iterable[str]) -> tuple[str, ...]:

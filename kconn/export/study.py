@@ -451,7 +451,7 @@ class _GroupOutputs:
                 step=step,
                 inputs=(step,),
                 write=_table(_node_columns),
-                description="Nodes with their networks and centres in mm, where they are known.",
+                description="Nodes with their networks, hemispheres and centres in mm, where they are known.",
             )
 
     def _netmats(self, step: Step) -> _Output:
@@ -820,7 +820,11 @@ def _series_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
 
 
 def _node_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
-    return {name: result[name].to_numpy() for name in ("node", "network", "colour", *"xyz") if name in result.coords}
+    return {
+        name: result[name].to_numpy()
+        for name in ("node", "network", "hemisphere", "colour", *"xyz")
+        if name in result.coords
+    }
 
 
 def _quality_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,17 +15,37 @@ from kconn.errors import InputError
 _INDEX: Final = ("index", "label_index", "id", "key")
 _NAME: Final = ("name", "label", "labels", "region", "roi", "node")
 _NETWORK: Final = ("network", "networks", "module", "modules")
+_HEMISPHERE: Final = ("hemisphere", "hemi", "hemispheres")
+#: The names of the Schaefer atlases begin with hemisphere and network: 7Networks_LH_Default_PFC_1.
+_SCHAEFER: Final = re.compile(r"(?:7|17)Networks_(LH|RH)_([A-Za-z]+)(?:_|$)")
 
 
-def read_labels_table(path: Path) -> tuple[dict[int, str], dict[int, str] | None]:
-    """Read the names, and the networks where the table has them, of an atlas's labels.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTable:
+    """Label -> name, and label -> network and hemisphere where they are known."""
+
+    names: Mapping[int, str]
+    networks: Mapping[int, str] | None = None
+    hemispheres: Mapping[int, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """Name of a node -> its network and its hemisphere, where a table has them."""
+
+    networks: Mapping[str, str] | None
+    hemispheres: Mapping[str, str] | None
+
+
+def read_labels_table(path: Path) -> LabelTable:
+    """Read the names, and the networks and hemispheres where the table has them, of an atlas's labels.
 
     Parameters
     ----------
     path
         A table (``.tsv``, ``.csv``) whose header has a column for the label (``index``), for its name (``name``,
-        ``label``, ...) and optionally for its network (``network``, ``module``, ...); or the ``_order.txt`` of the
-        Schaefer atlases, which has no header: label, name, colour.
+        ``label``, ...) and optionally for its network (``network``, ``module``, ...) and hemisphere (``hemisphere``,
+        ``hemi``); or the ``_order.txt`` of the Schaefer atlases, which has no header: label, name, colour.
 
     Raises
     ------
@@ -35,7 +58,7 @@ def read_labels_table(path: Path) -> tuple[dict[int, str], dict[int, str] | None
     if index is None and name is None and _is_order_file(table):
         first = [str(column) for column in table.columns]
         rows = [first[:2], *table.iloc[:, :2].astype(str).to_numpy().tolist()]
-        return _keyed(path, [row[0] for row in rows], [row[1] for row in rows]), None
+        return label_schaefer(_keyed(path, [row[0] for row in rows], [row[1] for row in rows]))
     if index is None or name is None:
         raise InputError(
             "E-ATLAS",
@@ -45,9 +68,61 @@ def read_labels_table(path: Path) -> tuple[dict[int, str], dict[int, str] | None
             fix="rename the columns",
         )
     keys = table[index].astype(str).tolist()
-    network = _find(table, _NETWORK)
     names = _keyed(path, keys, table[name].astype(str).tolist())
-    return names, None if network is None else _keyed(path, keys, table[network].astype(str).tolist())
+    network, hemisphere = (
+        None if column is None else _keyed(path, keys, table[column].astype(str).tolist())
+        for column in (_find(table, _NETWORK), _find(table, _HEMISPHERE))
+    )
+    if network is None and hemisphere is None:
+        return label_schaefer(names)
+    return LabelTable(names=names, networks=network, hemispheres=hemisphere)
+
+
+def label_schaefer(names: Mapping[int, str]) -> LabelTable:
+    """Return names with the networks and hemispheres that they state, if all are those of a Schaefer atlas."""
+    found = {key: _SCHAEFER.match(name) for key, name in names.items() if key != 0}
+    if not found or not all(found.values()):
+        return LabelTable(names=names)
+    stated = {key: match.groups() for key, match in found.items() if match is not None}
+    return LabelTable(
+        names=names,
+        networks={key: network for key, (_, network) in stated.items()},
+        hemispheres={key: hemisphere for key, (hemisphere, _) in stated.items()},
+    )
+
+
+def read_members(path: Path) -> Members:
+    """Read the network and the hemisphere of nodes by their names, where the table has such columns.
+
+    Parameters
+    ----------
+    path
+        A table with a column of names (``name``, ``node``, ...) and ``network`` or ``hemisphere``.
+
+    Raises
+    ------
+    InputError
+        ``E-FILE-MISSING``, ``E-TABLE`` or ``E-ATLAS``.
+    """
+    table = _read(path)
+    name = _find(table, _NAME)
+    if name is None:
+        raise InputError(
+            "E-ATLAS",
+            f"the table of nodes has the columns {', '.join(map(str, table.columns))}",
+            where=path.name,
+            rule=f"it needs one of {', '.join(_NAME)}",
+            fix="rename the columns",
+        )
+    names = table[name].astype(str).tolist()
+    if len(set(names)) < len(names):
+        twice = next(one for one in names if names.count(one) > 1)
+        raise InputError("E-ATLAS", f"node {twice!r} is listed twice", where=path.name, rule="one row per node")
+    networks, hemispheres = (
+        None if column is None else dict(zip(names, table[column].astype(str).tolist(), strict=True))
+        for column in (_find(table, _NETWORK), _find(table, _HEMISPHERE))
+    )
+    return Members(networks=networks, hemispheres=hemispheres)
 
 
 def read_spheres(path: Path) -> list[tuple[str, float, float, float]]:

@@ -231,8 +231,8 @@ def _matrix_figures(data: ReportData) -> list[MatrixFigure]:
         networks = _networks(data, node_set)
         names = node_names(below).astype(str)
         if networks:
-            rank = {network: place for place, network in enumerate(dict.fromkeys(networks))}
-            order = np.argsort([rank[network] for network in networks], kind="stable")
+            hemispheres = _labels(data, node_set, "hemisphere") or [""] * len(networks)
+            order = np.lexsort([_rank(hemispheres), _rank(networks)])
             how = "ordered by network"
         else:
             order = ward_order(group_mean(below))
@@ -278,12 +278,23 @@ def _missing_words(cohort: xr.Dataset) -> str:
 
 def _networks(data: ReportData, node_set: str) -> list[str]:
     """Return the network of each node in the order of the cohort, or nothing where some node has none."""
+    networks = _labels(data, node_set, "network")
+    return [] if "" in networks else networks
+
+
+def _labels(data: ReportData, node_set: str, column: str) -> list[str]:
+    """Return what the nodes have in a column, in the order of the cohort; empty for those that have none."""
     table = data.nodes.get(node_set)
     cohort = next(ds for (name, _), ds in data.cohorts.items() if name == node_set)
-    if table is None or "network" not in table:
+    if table is None or column not in table:
         return []
-    networks = table.set_index("node")["network"].reindex(node_names(cohort).astype(str))
-    return [] if networks.isna().any() or (networks == "").any() else networks.astype(str).tolist()
+    return [str(of) for of in table.set_index("node")[column].reindex(node_names(cohort).astype(str)).fillna("")]
+
+
+def _rank(labels: Sequence[str]) -> list[int]:
+    """Return the place of each label among those that differ, in the order in which they occur."""
+    place = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return [place[label] for label in labels]
 
 
 def _section(contrast: TestedContrast, data: ReportData, i_section: int) -> ContrastSection:

@@ -262,7 +262,7 @@ def _node_table(bench: Workbench, name: str) -> pd.DataFrame:
         if step.stage == "nodes" and step.address.path.endswith(f"/{name}"):
             ds = _open(bench, step)
             if "node" in ds.coords:
-                columns = [column for column in ("network", *"xyz") if column in ds.coords]
+                columns = [column for column in ("network", "hemisphere", *"xyz") if column in ds.coords]
                 return pd.DataFrame({column: ds[column].to_numpy() for column in ("node", *columns)})
     return pd.DataFrame({"node": []})
 

@@ -21,12 +21,12 @@ _CIFTI_LABELS: Final = (".dlabel.nii", ".dlabel.nii.gz")
 
 #: Key of ``[nodes.NAME]`` -> the kinds of node set that it belongs to.
 SOURCE_OF: Final[dict[str, tuple[str, ...]]] = {
-    "labels": ("atlas", "maps"),
+    "labels": ("atlas", "maps", "spheres", "columns"),
     "label_map": ("atlas",),
     "resample": ("atlas",),
     "radius_mm": ("spheres",),
     "diameter_mm": ("spheres",),
-    "exclude": ("columns",),
+    "exclude": ("atlas", "spheres", "columns", "union"),
     "method": ("maps", "ica"),
     "subject_maps": ("maps", "ica"),
     "normalise": ("maps", "ica"),
@@ -37,18 +37,21 @@ SOURCE_OF: Final[dict[str, tuple[str, ...]]] = {
 MAP_KINDS: Final[dict[str, MapKind]] = {"seed_maps": "seedmap", "subject_maps": "subjectmap"}
 
 
-_SOURCES: Final = ("atlas", "maps", "ica", "spheres", "columns")
+_SOURCES: Final = ("atlas", "maps", "ica", "spheres", "columns", "union")
+#: Keys that the series of the nodes do not depend on, and those that are files.
+_NOT_OF_SERIES: Final = {"atlas", "maps", "labels", "netmats", "normalise", *MAP_KINDS}
 
 
 class NodesTable(Table):
-    """``[nodes.NAME]``: one node set, from an atlas, maps, a group ICA, spheres, or the columns of node tables."""
+    """``[nodes.NAME]``: one node set: an atlas, maps, a group ICA, spheres, columns of node tables, or a union."""
 
     atlas: Annotated[str | None, Field(description="label image or dlabel, relative to this file")] = None
     maps: Annotated[str | None, Field(description="4-D image of spatial maps, such as ICA components")] = None
     ica: Annotated[str | None, Field(description="name of a group ICA, whose accepted components are the nodes")] = None
-    labels: Annotated[str | None, Field(description="table of the labels or maps: index, name, optionally network")] = (
-        None
-    )
+    labels: Annotated[
+        str | None,
+        Field(description="table: index (of labels and maps), name, and optionally network and hemisphere"),
+    ] = None
     label_map: Annotated[str | None, Field(description="map of a dlabel, where it has several")] = None
     resample: Annotated[bool, Field(description="nearest-neighbour resampling of the atlas to the grid of the run")] = (
         False
@@ -62,7 +65,10 @@ class NodesTable(Table):
     columns: Annotated[
         Literal["all"] | list[str] | None, Field(description="columns of node tables: all, or names")
     ] = None
-    exclude: Annotated[list[str], Field(description="columns that are no nodes")] = Field(default_factory=list)
+    union: Annotated[
+        list[str] | None, Field(min_length=2, description="node sets whose nodes make this one, one after the other")
+    ] = None
+    exclude: Annotated[list[str], Field(description="nodes that are left out, by name")] = Field(default_factory=list)
     min_coverage: Annotated[
         float, Field(ge=0, le=1, description="share of a node's voxels that must have data, else it is NaN and listed")
     ] = 0.5
@@ -93,6 +99,15 @@ class NodesTable(Table):
             named.pop("spheres")
         return {role: path for role, path in named.items() if isinstance(path, str)}
 
+    def params(self) -> dict[str, Any]:
+        """Return what its series depend on beside its files."""
+        return self.model_dump(mode="json", exclude=_NOT_OF_SERIES | set(self.files()))
+
+    @property
+    def is_used(self) -> bool:
+        """Whether netmats or maps are made of it; else it is a part of others."""
+        return self.netmats or bool(self.map_kinds())
+
     @model_validator(mode="after")
     def _spheres_have_a_size(self) -> Self:
         n_size = (self.radius_mm is not None) + (self.diameter_mm is not None)
@@ -116,8 +131,6 @@ class NodesTable(Table):
             raise ValueError("'label_map' belongs to an atlas that is a dlabel")
         if self.columns is not None and self.map_kinds():
             raise ValueError("tables of node series have no voxels, so there are no maps")
-        if not self.netmats and not self.map_kinds():
-            raise ValueError("nothing is made of this node set: neither netmats nor maps")
         return self
 
 

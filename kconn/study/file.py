@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -82,6 +82,38 @@ class Study(Table):
         if taken := RESERVED & set(self.nodes):
             raise ValueError(f"a node set cannot be named {sorted(taken)}: the store uses the name")
         return self
+
+    @model_validator(mode="after")
+    def _unions_fit(self) -> Self:
+        parts = {part for table in self.nodes.values() for part in table.union or ()}
+        for name, table in self.nodes.items():
+            if not table.is_used and name not in parts:
+                raise ValueError(f"nodes.{name}: nothing is made of this node set: neither netmats nor maps")
+            for part in table.union or ():
+                if part not in self.nodes:
+                    raise ValueError(f"nodes.{name} is a union with {part!r}, and there is no [nodes.{part}]")
+                other = self.nodes[part]
+                if other.union is not None or other.maps is not None or other.ica is not None:
+                    raise ValueError(
+                        f"nodes.{name}: {part!r} is a union or has maps; a union is of regions and columns"
+                    )
+            if len(set(table.union or ())) < len(table.union or ()):
+                raise ValueError(f"nodes.{name}: a part of the union is named twice")
+        return self
+
+    def node_files(self, name: str) -> dict[str, str]:
+        """Return role -> path of the files that make a node set; in a union the role begins with the part."""
+        table = self.nodes[name]
+        of_parts = {
+            f"{part}:{role}": path for part in table.union or () for role, path in self.node_files(part).items()
+        }
+        return table.files() | of_parts
+
+    def node_params(self, name: str) -> dict[str, Any]:
+        """Return what the series of a node set depend on beside its files, as `kconn.study.nodesets` reads it."""
+        table = self.nodes[name]
+        parts = {part: self.nodes[part].params() for part in table.union or ()}
+        return table.params() | ({"parts": parts} if parts else {})
 
     @model_validator(mode="after")
     def _confounds_are_known(self) -> Self:

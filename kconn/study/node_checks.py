@@ -66,7 +66,7 @@ def check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError])
             with collected(problems, run.where, of=f"nodes.{name}"):
                 if grid not in seen:
                     seen[grid] = ()
-                    nodes = _load(study, table, run)
+                    nodes = _load(study, name, run)
                     _place(nodes, run)
                     seen[grid] = nodes.names
                     if study.contrasts:
@@ -179,9 +179,9 @@ def _grid(run: RunFacts) -> Any:
     return (tuple(run.template.attrs["grid_shape"]), np.asarray(run.template.attrs["affine"]).tobytes())
 
 
-def _load(study: Study, table: NodesTable, run: RunFacts) -> NodeSet | SpatialMaps | DenseMaps:
-    files = {role: study.folder / path for role, path in table.files().items()}
-    return load_nodes(table.model_dump(mode="json"), files, run.template)
+def _load(study: Study, name: str, run: RunFacts) -> NodeSet | SpatialMaps | DenseMaps:
+    files = {role: study.folder / path for role, path in study.node_files(name).items()}
+    return load_nodes(study.node_params(name), files, run.template)
 
 
 def _place(nodes: NodeSet | SpatialMaps | DenseMaps, run: RunFacts) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from kconn.connect.nodes import nodes_from_dense_labels
+from kconn.connect.nodes import drop_nodes, join_nodes, label_nodes, nodes_from_dense_labels
 from kconn.connect.parcellation import NodeSet, nodes_from_columns, nodes_from_labels, nodes_from_spheres
 from kconn.connect.spatial_maps import DenseMaps, SpatialMaps, nodes_from_dense_maps, nodes_from_maps
 from kconn.errors import InputError
@@ -24,9 +25,9 @@ def load_nodes(
     Parameters
     ----------
     params
-        The table's values.
+        The table's values; of a union those of its parts as well, by name, in ``parts``.
     files
-        Role (``atlas``, ``labels``, ``spheres``, ``maps``) -> path.
+        Role (``atlas``, ``labels``, ``spheres``, ``maps``) -> path; roles in a union are ``PART:atlas``.
     run
         A run, for the columns of node tables.
 
@@ -35,19 +36,52 @@ def load_nodes(
     InputError
         ``E-ATLAS``, ``E-CIFTI``, ``E-AMBIGUOUS``, ``E-NODES``, ``E-TABLE`` or ``E-ID-MISSING``.
     """
-    if "atlas" in files and cifti.is_labels(files["atlas"]):
-        return _load_dlabel(params, files)
     if "maps" in files:
         return _load_maps(files)
+    if "parts" not in params and "atlas" not in files and params.get("spheres") is None and "spheres" not in files:
+        return _load_columns(params, files, run)
+    nodes = _load_places(params, files, run)
+    return drop_nodes(nodes, params["exclude"]) if params.get("exclude") else nodes
+
+
+def _load_places(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dataset) -> NodeSet:
+    """Return the nodes of an atlas, of spheres, or of a union, all of them."""
+    if "parts" in params:
+        return join_nodes(*(_load_part(name, part, files, run) for name, part in params["parts"].items()))
     if "atlas" in files:
-        labels, affine = nifti.read_labels(files["atlas"])
-        names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
-        return nodes_from_labels(labels, affine, names=names, networks=networks, resample=params["resample"])
+        return _load_dlabel(params, files) if cifti.is_labels(files["atlas"]) else _load_labels(params, files)
     if params.get("spheres") in SPHERE_TABLES:
-        return _load_published(params)
-    if "spheres" in files or params.get("spheres") is not None:
-        spheres = atlases.read_spheres(files["spheres"]) if "spheres" in files else params["spheres"]
-        return nodes_from_spheres(spheres, radius_mm=params["radius_mm"], diameter_mm=params["diameter_mm"])
+        nodes = _load_published(params)
+    else:
+        rows = atlases.read_spheres(files["spheres"]) if "spheres" in files else params["spheres"]
+        nodes = nodes_from_spheres(rows, radius_mm=params["radius_mm"], diameter_mm=params["diameter_mm"])
+    members = files.get("labels", files.get("spheres"))
+    return nodes if members is None else _label(nodes, members)
+
+
+def _load_part(name: str, params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dataset) -> NodeSet:
+    own = {role.removeprefix(f"{name}:"): path for role, path in files.items() if role.startswith(f"{name}:")}
+    nodes = load_nodes(params, own, run)
+    assert isinstance(nodes, NodeSet)  # noqa: S101 - the study file refuses maps in a union
+    return nodes
+
+
+def _load_labels(params: Mapping[str, Any], files: Mapping[str, Path]) -> NodeSet:
+    labels, affine = nifti.read_labels(files["atlas"])
+    if "labels" not in files:
+        return nodes_from_labels(labels, affine, resample=params["resample"])
+    table = atlases.read_labels_table(files["labels"])
+    return nodes_from_labels(
+        labels,
+        affine,
+        names=table.names,
+        networks=table.networks,
+        hemispheres=table.hemispheres,
+        resample=params["resample"],
+    )
+
+
+def _load_columns(params: Mapping[str, Any], files: Mapping[str, Path], run: xr.Dataset) -> NodeSet:
     if "column" not in run.dims:
         raise InputError(
             "E-NODES",
@@ -64,7 +98,14 @@ def load_nodes(
             rule="the columns of a node set exist in every run",
             fix=f"the columns are {', '.join(available[:8])}{', ...' if len(available) > 8 else ''}",
         )
-    return nodes_from_columns(wanted, exclude=params["exclude"])
+    nodes = nodes_from_columns(wanted, exclude=params["exclude"])
+    return _label(nodes, files["labels"], known=available) if "labels" in files else nodes
+
+
+def _label(nodes: NodeSet, path: Path, *, known: Iterable[str] = ()) -> NodeSet:
+    """Return nodes with the networks and hemispheres that a table has, by name."""
+    members = atlases.read_members(path)
+    return label_nodes(nodes, networks=members.networks, hemispheres=members.hemispheres, known=known)
 
 
 def _load_published(params: Mapping[str, Any]) -> NodeSet:
@@ -79,20 +120,32 @@ def _load_maps(files: Mapping[str, Path]) -> SpatialMaps | DenseMaps:
     """Return the nodes of an image of maps, or of a dscalar: the names of its maps, unless a table gives others."""
     if not cifti.is_scalars(files["maps"]):
         volume, affine = nifti.read_maps(files["maps"])
-        names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (None, None)
-        return nodes_from_maps(volume, affine, names=names, networks=networks)
+        if "labels" not in files:
+            return nodes_from_maps(volume, affine)
+        table = atlases.read_labels_table(files["labels"])
+        return nodes_from_maps(volume, affine, names=table.names, networks=table.networks)
     found = cifti.read_dense_scalars(files["maps"])
     own = dict(enumerate(found.names, start=1)) if len(set(found.names)) == len(found.names) else None
-    names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (own, None)
-    return nodes_from_dense_maps(found.values, found.places, names=names, networks=networks)
+    if "labels" not in files:
+        return nodes_from_dense_maps(found.values, found.places, names=own)
+    table = atlases.read_labels_table(files["labels"])
+    return nodes_from_dense_maps(found.values, found.places, names=table.names, networks=table.networks)
 
 
 def _load_dlabel(params: Mapping[str, Any], files: Mapping[str, Path]) -> NodeSet:
     """Return the nodes of a dlabel: its own names, unless a table gives others."""
     found = cifti.read_dense_labels(files["atlas"], map_name=params["label_map"])
-    names, networks = atlases.read_labels_table(files["labels"]) if "labels" in files else (found.names, None)
-    colours = {key: _hex(colour) for key, colour in found.colours.items()}
-    return nodes_from_dense_labels(found.keys, found.places, names=names, networks=networks, colours=colours)
+    occur = set(np.unique(found.keys).tolist()) - {0}
+    own = atlases.label_schaefer({key: name for key, name in found.names.items() if key in occur})
+    table = atlases.read_labels_table(files["labels"]) if "labels" in files else own
+    return nodes_from_dense_labels(
+        found.keys,
+        found.places,
+        names=table.names,
+        networks=table.networks,
+        hemispheres=table.hemispheres,
+        colours={key: _hex(colour) for key, colour in found.colours.items()},
+    )
 
 
 def _hex(colour: tuple[float, float, float, float]) -> str:
@@ -132,7 +185,7 @@ def _name_templates(files: Mapping[str, Path], n_map: int, own: tuple[str, ...])
     if "template_labels" not in files:
         return own
     numbers = range(1, n_map + 1)
-    names, _ = atlases.read_labels_table(files["template_labels"])
+    names = atlases.read_labels_table(files["template_labels"]).names
     if missing := [i for i in numbers if i not in names]:
         raise InputError(
             "E-ATLAS",

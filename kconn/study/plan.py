@@ -14,7 +14,7 @@ from kconn.connect.merge_tree import plan_merges
 from kconn.io.digests import digest_files
 from kconn.io.files import canonical_json, sha256_bytes
 from kconn.io.store import Address, work_folder
-from kconn.study.connection_tables import MAP_KINDS, DenseTable, IcaTable, MapKind, NodesTable
+from kconn.study.connection_tables import DenseTable, IcaTable, MapKind, NodesTable
 from kconn.study.examination import RunFacts
 from kconn.study.file import Study
 from kconn.study.survey import Survey
@@ -41,8 +41,6 @@ COHORT_STAGES: Final = (
 RUN_LIMITS: Final = {"min_frames", "min_minutes", "min_dof", "max_mean_fd", "max_censored", "max_std_dvars"}
 #: Keys of ``[quality]`` that all runs of a session are held to together.
 SESSION_LIMITS: Final = {"min_session_frames", "min_session_minutes"}
-#: Keys of a node set that its series do not depend on, and those that are files.
-_NOT_OF_SERIES: Final = {"atlas", "maps", "labels", "netmats", "normalise", *MAP_KINDS}
 #: Stage -> values (voxels by frames) per second of one core; test: relabelled values. Round numbers, see
 #: docs/reliability.md.
 RATES: Final = {"ingest": 36e6, "denoise": 11e6, "nodes": 21e6, "test": 2e10}
@@ -197,7 +195,8 @@ class _Builder:
         self.survey = survey
         paths = {path for facts in survey.runs for path in facts.files.values()}
         paths |= {path for facts in survey.runs for path in facts.regions.values()}
-        paths |= {path for nodes in study.nodes.values() for path in nodes.files().values()}
+        self.node_sets = {name: nodes for name, nodes in study.nodes.items() if nodes.is_used}
+        paths |= {path for name in self.node_sets for path in study.node_files(name).values()}
         paths |= {path for ica in study.ica.values() for path in ica.files().values()}
         paths |= set(self._surfaces().values())
         paths |= set(self._tables().values())
@@ -223,7 +222,7 @@ class _Builder:
                 reduced = self._reduce(facts, name, table, (ingest, denoise))
                 self.reduced.setdefault(name, {})[facts.where] = reduced
                 yield reduced
-            for name, nodes in self.study.nodes.items():
+            for name, nodes in self.node_sets.items():
                 if nodes.ica is None:
                     yield from self._connect(facts, name, nodes, (ingest, denoise))
 
@@ -232,13 +231,13 @@ class _Builder:
         for name, table in self.study.ica.items():
             yield from self._decompose(name, table)
         for facts, ingest, denoise in zip(self.survey.runs, self.ingested, self.denoised, strict=True):
-            for name, nodes in self.study.nodes.items():
+            for name, nodes in self.node_sets.items():
                 if nodes.ica is not None:
                     yield from self._connect(facts, name, nodes, (ingest, denoise, *self.components[nodes.ica]))
 
     def _connect(self, facts: RunFacts, name: str, nodes: NodesTable, reads: tuple[Step, ...]) -> Iterator[Step]:
         """Yield what is made of one run and one node set."""
-        series = self._nodes(facts, name, nodes, reads)
+        series = self._nodes(facts, name, reads)
         self.series.setdefault(name, []).append(series)
         yield series
         for kind in self.study.connectivity.kinds if nodes.netmats else ():
@@ -507,7 +506,7 @@ class _Builder:
         longest = max(facts.n_time for facts in self.survey.runs)
         return 2 * longest - 1 if table.n_rows == "twice" else table.n_rows
 
-    def _nodes(self, facts: RunFacts, name: str, nodes: NodesTable, upstream: Iterable[Step]) -> Step:
+    def _nodes(self, facts: RunFacts, name: str, upstream: Iterable[Step]) -> Step:
         n_node = len(self.survey.node_names[name])
         n_bytes = 4 * facts.n_voxel * facts.n_time
         estimate = Estimate(
@@ -520,10 +519,10 @@ class _Builder:
             "nodes",
             f"{facts.where}/{name}",
             facts.where,
-            files=nodes.files(),
+            files=self.study.node_files(name),
             upstream=upstream,
             params={
-                **nodes.model_dump(mode="json", exclude=_NOT_OF_SERIES | set(nodes.files())),
+                **self.study.node_params(name),
                 "min_atlas_coverage": self.study.quality.min_atlas_coverage,
                 "dummy_frames": self.study.denoise.dummy_frames,
             },
