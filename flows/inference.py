@@ -11,7 +11,7 @@ from flows.shell import run_from_shell
 from flows.walking import finish, opened, walk
 from kconn.study.workbench import prepare
 
-STAGES: Final = ("test", "map-test", "map-correction")
+STAGES: Final = ("test", "feature-test", "map-test", "map-correction")
 
 
 @study_flow("kconn-inference")

@@ -91,7 +91,7 @@ def _find(bench: Workbench) -> Iterator[Exclusion]:
         yield from _of_rows(found, "nodes", "excluded", left_out_of=step.address.path.split("/")[-1])
     yield from _short_without_uncovered_runs(bench, seen)
     told = set()
-    for step in (*_steps(bench, "test"), *_steps(bench, "map-test")):
+    for step in (*_steps(bench, "test"), *_steps(bench, "feature-test"), *_steps(bench, "map-test")):
         name = "/".join(step.address.path.split("/")[1:4])
         for line in _attrs(bench, step).get("left_out", []):
             subject, _, reason = str(line).partition(": ")

@@ -41,8 +41,12 @@ _VERBS: Final = {
     "motion": "motion of groups",
     "coverage": "coverage",
     "qcfc": "QC-FC",
+    "blocks": "network blocks",
+    "amplitudes": "amplitudes",
+    "reliability": "reliability",
     "map-cohort": "cohorts of maps",
     "test": "permutation tests",
+    "feature-test": "permutation tests of blocks and nodes",
     "map-test": "permutation tests of maps",
     "map-correction": "correction over nodes",
 }

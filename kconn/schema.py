@@ -193,7 +193,10 @@ VARIABLES: Final[dict[str, Variable]] = {
     ),
     "n_observed": Variable(dims=((),), kind="i", unit="1", doc="Observations that a feature is tested on."),
     "excluded": Variable(
-        dims=((),), kind="i", unit="1", doc="0 tested; 1 missing values; 2 does not vary beyond the nuisance."
+        dims=((),),
+        kind="i",
+        unit="1",
+        doc="0 tested; 1 missing values; 2 does not vary beyond the nuisance; 3 outside of the family.",
     ),
     "permutation_table": Variable(
         dims=(("permutation", "observation"),),

@@ -17,11 +17,9 @@ from kconn.errors import StoreError
 from kconn.exclusions import EVERYTHING, list_exclusions
 from kconn.io import cubes, store
 from kconn.stages.running import ALPHA, LEVEL, Running, find_running
-from kconn.study.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
+from kconn.study.plan import COHORT_STAGES, RUN_STAGES, TEST_STAGES, Plan, Step
 from kconn.study.workbench import Workbench
 
-#: Stages with permutations.
-_TESTS: Final = frozenset({"test", "map-test"})
 #: Seconds between two looks at a study that is watched.
 _PAUSE: Final = 2.0
 
@@ -156,7 +154,9 @@ def _told(test: Running) -> str:
 
 def _stopping(bench: Workbench) -> dict[str, int]:
     """Return contrast -> the exceedances that its features stop at, for those that have no corrected p."""
-    found = {step.where: step.params["permutation"]["stopping"] for step in bench.plan.steps if step.stage in _TESTS}
+    found = {
+        step.where: step.params["permutation"]["stopping"] for step in bench.plan.steps if step.stage in TEST_STAGES
+    }
     return {where: n_exceed for where, n_exceed in found.items() if n_exceed != "none"}
 
 

@@ -183,7 +183,7 @@ def test_run__makes_subject_maps_of_spatial_maps(tmp_path):
 
 
 def test_run__leaves_a_node_without_maps_out_of_the_tests(tmp_path):
-    far = {**SEEDS, "spheres": [*SEEDS["spheres"], ["nowhere", 500.0, 0.0, 0.0]]}
+    far = {**SEEDS, "spheres": [*SEEDS["spheres"], ["nowhere", -70.0, -98.0, -58.0]]}
     study = small_study(tmp_path / "study", nodes={"sim": None, "seeds": {**far, "netmats": False}})
     assert cli.main(["run", str(study), "--workers", "0"]) == 0
     root = tmp_path / "study" / "study.zarr"

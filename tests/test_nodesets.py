@@ -120,6 +120,14 @@ def test_survey__places_a_union_on_every_run(tmp_path):
     assert survey.node_names["all"] == (*survey.node_names["sim"], "seed")
 
 
+def test_survey__refuses_nodes_that_lie_in_no_run(tmp_path):
+    spheres = {"spheres": [["seed", 0.0, 0.0, 0.0], ["far", 900.0, 0.0, 0.0]], "radius_mm": 6}
+    path = small_study(tmp_path / "s", nodes={"seeds": spheres})
+    (problem,) = survey_study(read_study(path)).problems
+    assert problem.code == "E-NODES"
+    assert "1 nodes have no voxel in any run: 'far'" in str(problem)
+
+
 def test_columns__take_networks_from_a_table(tmp_path):
     path = table_study(tmp_path, n_subject=3)
     table = pd.DataFrame({"name": list("abcd"), "network": ["DMN", "DMN", "vis", "vis"], "hemi": list("LRLR")})
@@ -130,7 +138,7 @@ def test_columns__take_networks_from_a_table(tmp_path):
     study = read_study(path)
     run = survey_study(study).runs[0].template
     nodes = load(study, "all", tmp_path, run)
-    assert (nodes.names, nodes.networks, nodes.hemispheres) == (tuple("abd"), ("DMN", "DMN", "vis"), tuple("LRR"))
+    assert (nodes.names, nodes.networks, nodes.hemispheres) == (("a", "b", "d"), ("DMN", "DMN", "vis"), tuple("LRR"))
     table.iloc[:2].to_csv(tmp_path / "nodes.tsv", sep="\t", index=False)
     with pytest.raises(InputError, match=r"E-ATLAS.*1 nodes are not in the table \['d'\], 0 rows"):
         load(study, "all", tmp_path, run)

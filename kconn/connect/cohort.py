@@ -168,6 +168,50 @@ def assemble(sessions: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
     return schema.annotate(out.assign_coords(_edge_coords(rows[0][2])))
 
 
+def assemble_amplitude_cohort(runs: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
+    """Return ``amplitude (observation, node)``: of each session the mean over its runs, sorted by id.
+
+    Parameters
+    ----------
+    runs
+        Subject, session and a Dataset with ``amplitude (node)`` of every run. A node that is NaN in one run has the
+        mean of the others.
+
+    Raises
+    ------
+    InputError
+        ``E-NODES`` if there is no run, or their nodes differ.
+    """
+    sessions: dict[tuple[str, str], list[xr.DataArray]] = {}
+    first: xr.DataArray | None = None
+    for subject, session, ds in runs:
+        schema.validate(ds, "amplitude")
+        amplitude = ds["amplitude"]
+        first = amplitude if first is None else first
+        if not np.array_equal(amplitude["node"], first["node"]):
+            raise InputError(
+                "E-NODES",
+                f"the nodes differ from those of the first run of {len(first['node'])}",
+                where=str(ds.attrs.get("where", "")),
+                rule="all runs of a cohort have the same nodes in the same order",
+                fix="use one node set for all",
+            )
+        sessions.setdefault((str(subject), str(session)), []).append(amplitude.drop_vars(list(amplitude.coords)))
+    if first is None:
+        raise InputError("E-NODES", "there is no amplitude to put together", rule="at least one run")
+    rows = sorted(sessions)
+    mean = xr.concat([_mean(xr.concat(sessions[row], "run"), "run") for row in rows], "observation")
+    ids_of = {
+        "observation": np.array(["_".join(part for part in row if part) for row in rows]),
+        "subject": np.array([row[0] for row in rows]),
+        "session": np.array([row[1] for row in rows]),
+    }
+    nodes = {name: values.variable for name, values in first.coords.items() if values.dims == ("node",)}
+    mean = mean.assign_attrs(kind="amplitude", z="none")
+    out = xr.Dataset({"amplitude": mean}).assign_coords(nodes)
+    return schema.annotate(out.assign_coords({name: ("observation", values) for name, values in ids_of.items()}))
+
+
 def average_sessions(ds: xr.Dataset, sessions: Mapping[str, Sequence[str]]) -> xr.Dataset:
     """Return the cohort with several sessions of each subject averaged into one.
 

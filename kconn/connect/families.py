@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from kconn.errors import InputError, SchemaError
 from kconn.kernels import netmats as kernel
 
 BoolArray = npt.NDArray[np.bool_]
+
+#: ``excluded`` of an edge that is outside of the family that was tested.
+OUTSIDE: Final = 3
 
 
 def average_networks(ds: xr.Dataset, *, networks: Mapping[str, str] | None = None) -> xr.Dataset:
@@ -69,8 +72,8 @@ def average_families(
     ds
         With ``netmat (..., edge)``, as z. Lazy input gives a lazy result.
     rows
-        Family, and two names that are nodes or networks: every edge between the one and the other belongs to the
-        family. The same network twice means the edges within it; several rows of one family add up.
+        Family, and two names that are nodes, networks or hemispheres: every edge between the one and the other belongs
+        to the family. The same network twice means the edges within it; several rows of one family add up.
     networks
         Node -> network; the coordinates ``network_i network_j`` of ``edge`` if not given and present.
 
@@ -83,7 +86,7 @@ def average_families(
     Raises
     ------
     InputError
-        ``E-NODES`` if a name is neither a node nor a network, or both, or a family has no edge.
+        ``E-NODES`` if a name is no node, network or hemisphere, or several of them, or a family has no edge.
     """
     members = select_families(ds, rows, networks=networks)
     mean, count = _average(ds["netmat"], np.array(list(members.values())), "family")
@@ -107,11 +110,14 @@ def select_families(
     node_i, node_j = (ds[name].to_numpy() for name in ("node_i", "node_j"))
     known = networks is not None or "network_i" in ds.coords
     of_i, of_j = _networks_of_edges(ds, networks) if known else (np.zeros_like(node_i), np.zeros_like(node_j))
-    nodes, groups = set(node_i) | set(node_j), (set(of_i) | set(of_j)) - {""}
+    sides = [(node_i, node_j), (of_i, of_j)]
+    if "hemisphere_i" in ds.coords:
+        sides.append((ds["hemisphere_i"].to_numpy(), ds["hemisphere_j"].to_numpy()))
+    known_names = [set(i) | set(j) for i, j in sides]
 
     def ends(name: str) -> tuple[BoolArray, BoolArray]:
-        _check_name(name, nodes, groups)
-        return (node_i == name) | (of_i == name), (node_j == name) | (of_j == name)
+        of_i, of_j = sides[_find_meaning(name, known_names)]
+        return np.asarray(of_i == name), np.asarray(of_j == name)
 
     members: dict[str, BoolArray] = {}
     for family, a, b in rows:
@@ -128,14 +134,55 @@ def select_families(
     return members
 
 
-def _check_name(name: str, nodes: set[Any], groups: set[Any]) -> None:
-    if (name in nodes) == (name in groups):
+def spread_family(result: xr.Dataset, inside: BoolArray, ds: xr.Dataset) -> xr.Dataset:
+    """Return the test of a family of edges with all edges of the cohort: those outside of it are not tested.
+
+    Parameters
+    ----------
+    result
+        Of a test of ``ds`` at the edges ``inside`` alone.
+    inside
+        (edge,) which edges of ``ds`` were tested.
+    ds
+        With the coordinates of all edges.
+
+    Returns
+    -------
+    xr.Dataset
+        Floats outside are NaN, ``excluded`` is 3, other integers are 0.
+    """
+    at = np.flatnonzero(inside)
+    spread: dict[str, xr.Variable] = {}
+    for name, values in result.data_vars.items():
+        variable = values.variable
+        if "edge" not in variable.dims:
+            spread[str(name)] = variable
+            continue
+        last = variable.transpose(..., "edge")
+        fill = np.nan if last.dtype.kind == "f" else OUTSIDE if name == "excluded" else 0
+        whole = np.full((*last.shape[:-1], inside.size), fill, dtype=last.dtype)
+        whole[..., at] = last.to_numpy()
+        spread[str(name)] = xr.Variable(last.dims, whole, last.attrs)
+    rest = {str(name): values.variable for name, values in result.coords.items() if "edge" not in values.dims}
+    ends = {str(name): values.variable for name, values in ds.coords.items() if values.dims == ("edge",)}
+    return xr.Dataset(spread, coords={**rest, **ends}, attrs=result.attrs)
+
+
+def _find_meaning(name: str, known: Sequence[set[Any]]) -> int:
+    """Return whether a name is a node (0), a network (1) or a hemisphere (2)."""
+    found = [i for i, names in enumerate(known) if name in names and name]
+    if len(found) != 1:
+        meant = " and ".join(_MEANINGS[i] for i in found)
         raise InputError(
             "E-NODES",
-            f"{name!r} is {'both a node and a network' if name in nodes else 'neither a node nor a network'}",
-            rule="a family is defined by names of nodes or of networks",
-            fix=f"the networks are {', '.join(sorted(map(str, groups))[:12]) or 'not given'}",
+            f"{name!r} is {f'both {meant}' if found else 'neither a node nor a network'}",
+            rule="a family is defined by names of nodes, networks or hemispheres",
+            fix=f"the networks are {', '.join(sorted(map(str, known[1] - {''}))[:12]) or 'not given'}",
         )
+    return found[0]
+
+
+_MEANINGS: Final = ("a node", "a network", "a hemisphere")
 
 
 def _networks_of_edges(ds: xr.Dataset, networks: Mapping[str, str] | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kconn.connect.netmats import NetmatKind
 
@@ -31,6 +31,8 @@ class Kind:
         Whether a run must have more degrees of freedom than nodes.
     unit
         Of its effects where it is no correlation.
+    feature
+        What it has one value of: of each edge, or of each node.
     """
 
     estimator: NetmatKind
@@ -41,6 +43,7 @@ class Kind:
     penalty: str | None = None
     needs_rank: bool = False
     unit: str = ""
+    feature: Literal["edge", "node"] = "edge"
 
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -80,6 +83,14 @@ KINDS: Final[Mapping[str, Kind]] = {
         bids="pearsoncorrelationsd",
         has_z=False,
         unit="sd of Fisher z",
+    ),
+    "amplitude": Kind(
+        estimator="cov",
+        words="amplitude",
+        bids="amplitude",
+        has_z=False,
+        unit="sd of the node series",
+        feature="node",
     ),
 }
 

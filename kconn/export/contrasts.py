@@ -33,6 +33,7 @@ _EXCLUDED: Final = {
     "0": "tested",
     "1": "missing in some observation",
     "2": "does not vary beyond the nuisance",
+    "3": "outside of the family that is tested",
 }
 _CLUSTER_COLUMNS: Final = {
     "cluster": "Number by size, from 1; below 0 on the other side.",
@@ -119,6 +120,9 @@ def describe_contrast_result(result: xr.Dataset) -> dict[str, Any]:
         "RelabellingsSHA256": str(result["table_sha256"].item()),
         "LeftOut": attrs["left_out"],
     }
+    if "family" in attrs:
+        told["Family"] = {"Name": attrs["family"], "Edges": attrs["family_edges"]}
+        told["CorrectedOver"] = f"the edges of the family {attrs['family']} alone"
     if attrs["tail"] != attrs["tail_unc"]:
         told["Tail"] += ", of corrected p only"
     if "baseline_weights" in attrs:
@@ -310,6 +314,16 @@ def _edge_files(result: xr.Dataset) -> list[ContrastFile]:
     ]
 
 
+def _list_features(dim: str, suffix: str, description: str) -> ContrastFile:
+    """Return the table of features that have a name each."""
+    return ContrastFile(
+        suffix=suffix,
+        write=_table(lambda ds: {dim: ds[dim].to_numpy(), **tabulate_features(ds)}),
+        description=description,
+        columns=lambda ds: describe_features(ds, unit=ds.attrs.get("unit", "1")),
+    )
+
+
 def name_corrected_p(result: xr.Dataset) -> tuple[str, str, str]:
     """Return what stands in a file of corrected p: the end of its name, the variable, and in words what it corrects."""
     if "n_exceed" in result.attrs:
@@ -319,4 +333,9 @@ def name_corrected_p(result: xr.Dataset) -> tuple[str, str, str]:
 
 #: Dimension of the features -> the files that show them. Another kind of feature is one function and one line.
 #: The images of maps need the grid of a run: `kconn.export.maps` lists them.
-FILES_OF: Final[dict[str, Callable[[xr.Dataset], list[ContrastFile]]]] = {"edge": _edge_files, "voxel": lambda _: []}
+FILES_OF: Final[dict[str, Callable[[xr.Dataset], list[ContrastFile]]]] = {
+    "edge": _edge_files,
+    "voxel": lambda _: [],
+    "family": lambda _: [_list_features("family", "blocks.tsv", "The test of each block of edges.")],
+    "node": lambda _: [_list_features("node", "nodes.tsv", "The test of each node.")],
+}

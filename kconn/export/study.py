@@ -15,6 +15,7 @@ import xarray as xr
 
 from kconn.chunks import MIB
 from kconn.clean.quality_cohort import COMPARED
+from kconn.connect.cohort import average_sessions
 from kconn.connect.kinds import KINDS, describe_unit
 from kconn.errors import StoreError
 from kconn.exclusions import list_exclusions, tabulate_exclusions
@@ -366,22 +367,21 @@ class _GroupOutputs:
 
     def list(self) -> Iterator[_Output]:
         yield from self._nodes()
+        one = {
+            "motion": self._motion,
+            "coverage": self._coverage,
+            "cohort": self._netmats,
+            "blocks": self._blocks,
+            "amplitudes": self._amplitudes,
+            "reliability": self._reliability,
+            "qcfc": self._qc_fc,
+        }
+        several = {"quality": self._quality, "test": self._test, "feature-test": self._feature_test}
         for step in self.steps:
-            match step.stage:
-                case "quality":
-                    yield from self._quality(step)
-                case "motion":
-                    yield self._motion(step)
-                case "coverage":
-                    yield self._coverage(step)
-                case "cohort":
-                    yield self._netmats(step)
-                case "qcfc":
-                    yield self._qc_fc(step)
-                case "test":
-                    yield from self._test(step)
-                case _:
-                    continue
+            if step.stage in one:
+                yield one[step.stage](step)
+            elif step.stage in several:
+                yield from several[step.stage](step)
 
     def _quality(self, step: Step) -> Iterator[_Output]:
         yield _Output(
@@ -469,6 +469,79 @@ class _GroupOutputs:
             ),
             about=lambda ds: {"Values": _values_of(ds["netmat"])},
         )
+
+    def _blocks(self, step: Step) -> _Output:
+        cohort = next(other for other in self.steps if other.address == step.upstream[0].address)
+        blocks = {block: {"Edges": pairs} for block, pairs in step.params["blocks"].items()}
+        return _Output(
+            name=self._name(step, "blocks.tsv"),
+            step=step,
+            write=_table(partial(_observation_columns, variable="family_mean", visits=self._visits())),
+            description="Mean connection of each block of edges (column) in each session (row), and in each visit that "
+            "is the mean of several.",
+            sources=(self._name(cohort, "netmats.tsv"),),
+            about=lambda ds: {
+                "Values": _values_of(ds["family_mean"]),
+                "Visits": self._visits(),
+                **{
+                    block: {**told, "NumberOfEdges": int(ds["n_edge"].sel(family=block).max())}
+                    for block, told in blocks.items()
+                },
+            },
+        )
+
+    def _amplitudes(self, step: Step) -> _Output:
+        return _Output(
+            name=self._name(step, "amplitudes.tsv"),
+            step=step,
+            write=_table(partial(_observation_columns, variable="amplitude", visits=self._visits())),
+            description="Standard deviation of the series of each node (column) in each session (row), averaged over "
+            "runs, and in each visit that is the mean of several.",
+            sources=tuple(
+                _series_name(self.runs[other.where], other)
+                for other in self.bench.plan.steps
+                if other.address in {up.address for up in step.upstream}
+                and other.stage == "nodes"
+                and other.address not in self.excluded
+            ),
+            about=lambda ds: {"Values": _values_of(ds["amplitude"]), "Visits": self._visits()},
+        )
+
+    def _visits(self) -> dict[str, Sequence[str]]:
+        return {name: table.sessions for name, table in self.bench.study.visits.items()}
+
+    def _reliability(self, step: Step) -> _Output:
+        _, node_set, kind, name = step.address.path.split("/")
+        entities = {"atlas": bids_label(node_set), "stat": KINDS[kind].bids, "desc": bids_label(name)}
+        return _Output(
+            name=f"group/group_{bids_name(entities, 'icc.tsv')}",
+            step=step,
+            inputs=(step,),
+            write=_table(_icc_columns),
+            description="Intraclass correlation of each pair of nodes between "
+            f"{'sessions' if step.params['runs'] is None else 'runs'}.",
+            about=_about_icc,
+        )
+
+    def _feature_test(self, step: Step) -> Iterator[_Output]:
+        """List the files of each contrast over blocks or nodes."""
+        cohort = next(other for other in self.steps if other.address == step.upstream[0].address)
+        found = cubes.open_group(self.bench.study.store, step.address)
+        values = _values_of(cubes.open_group(self.bench.study.store, cohort.address)[step.params["variable"]])
+        name, ending = step.address.path.split("/")[3:]
+        table = {"blocks": "blocks.tsv", "nodes": "amplitudes.tsv"}[ending]
+        for title, result in split_contrasts(found, name).items():
+            for file in list_contrast_files(result):
+                yield _Output(
+                    # The tests of edges have the same node set, kind and contrast.
+                    name=self._name(cohort, file.suffix, desc=bids_label(f"{title}-{ending}")),
+                    step=step,
+                    write=partial(_write_contrast, file=file, name=name, title=title),
+                    description=file.description,
+                    sources=(self._name(cohort, table),),
+                    inputs=(step,),
+                    about=partial(_about_contrast, file=file, name=name, title=title, values=values),
+                )
 
     def _test(self, step: Step) -> Iterator[_Output]:
         """List the files of each contrast of a test."""
@@ -883,6 +956,45 @@ def _cohort_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
         "node_j": result["node_j"].to_numpy(),
         **dict(zip(map(str, result["observation"].to_numpy()), netmat, strict=True)),
     }
+
+
+def _observation_columns(
+    result: xr.Dataset, *, variable: str, visits: Mapping[str, Sequence[str]]
+) -> dict[str, npt.ArrayLike]:
+    """Return one row per session, and after them one per visit that is the mean of several."""
+    rows = [result[[variable]].transpose("observation", ...).compute()]
+    known = set(map(str, result["session"].to_numpy()))
+    for visit, sessions in visits.items():
+        if set(sessions) <= known:
+            averaged = average_sessions(rows[0], {visit: sessions})
+            rows.append(averaged.isel(observation=averaged["session"].to_numpy() == visit))
+    values = np.concatenate([part[variable].to_numpy() for part in rows])
+    names = result[variable].dims[-1]
+    return {
+        "participant_id": [f"sub-{label}" for part in rows for label in part["subject"].to_numpy()],
+        "session_id": [f"ses-{label}" for part in rows for label in part["session"].to_numpy()],
+        **dict(zip(map(str, result[names].to_numpy()), values.T, strict=True)),
+    }
+
+
+def _icc_columns(result: xr.Dataset) -> dict[str, npt.ArrayLike]:
+    """Return one row per pair of nodes; none where it was not estimated."""
+    names = ("node_i", "node_j", "icc")
+    return {name: result[name].to_numpy() if name in result else np.array([]) for name in names}
+
+
+def _about_icc(result: xr.Dataset) -> dict[str, Any]:
+    attrs = result.attrs
+    told = {
+        "Kind": attrs["kind"],
+        "Between": attrs["between"],
+        "Compared": attrs["compared"],
+        "icc": {"Description": "of a single session or run; Shrout and Fleiss 1979, doi:10.1037/0033-2909.86.2.420"},
+    }
+    if "not_estimated" in attrs:
+        return {**told, "NotEstimated": attrs["not_estimated"]}
+    quartiles = np.nanpercentile(result["icc"].to_numpy(), [25, 50, 75])
+    return {**told, "NumberOfSubjects": attrs["n_subject"], "Quartiles": quartiles.tolist()}
 
 
 def _slabs(series: xr.DataArray) -> Iterable[npt.NDArray[np.float32]]:

@@ -52,7 +52,7 @@ def read_labels_table(path: Path) -> LabelTable:
     InputError
         ``E-FILE-MISSING``, ``E-TABLE`` or ``E-ATLAS``.
     """
-    table = _read(path)
+    table = read_table(path)
     index = _find(table, _INDEX)
     name = _find(table, _NAME)
     if index is None and name is None and _is_order_file(table):
@@ -104,7 +104,7 @@ def read_members(path: Path) -> Members:
     InputError
         ``E-FILE-MISSING``, ``E-TABLE`` or ``E-ATLAS``.
     """
-    table = _read(path)
+    table = read_table(path)
     name = _find(table, _NAME)
     if name is None:
         raise InputError(
@@ -133,7 +133,7 @@ def read_spheres(path: Path) -> list[tuple[str, float, float, float]]:
     InputError
         ``E-FILE-MISSING``, ``E-TABLE`` or ``E-NODES``.
     """
-    table = _read(path)
+    table = read_table(path)
     name = _find(table, _NAME)
     axes = [_find(table, (axis,)) for axis in "xyz"]
     if name is None or None in axes:
@@ -158,7 +158,14 @@ def read_spheres(path: Path) -> list[tuple[str, float, float, float]]:
     return [(label, float(x), float(y), float(z)) for label, (x, y, z) in zip(names, centres, strict=True)]
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a table with a header, every cell as text.
+
+    Raises
+    ------
+    InputError
+        ``E-FILE-MISSING`` or ``E-TABLE``.
+    """
     try:
         table = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
     except OSError as error:

@@ -204,6 +204,16 @@ REFERENCES: Final[Mapping[str, Reference]] = {
         "group-level covariance modeling. MICCAI 2010:200-208.",
         doi="10.1007/978-3-642-15705-9_25",
     ),
+    "shrout": Reference(
+        text="Shrout & Fleiss. Intraclass correlations: uses in assessing rater reliability. Psychol Bull "
+        "1979;86:420-428.",
+        doi="10.1037/0033-2909.86.2.420",
+    ),
+    "cicchetti": Reference(
+        text="Cicchetti. Guidelines, criteria, and rules of thumb for evaluating normed and standardized assessment "
+        "instruments in psychology. Psychol Assess 1994;6:284-290.",
+        doi="10.1037/1040-3590.6.4.284",
+    ),
     "ward": Reference(
         text="Ward. Hierarchical grouping to optimize an objective function. J Am Stat Assoc 1963;58:236-244.",
         doi="10.1080/01621459.1963.10500845",

@@ -50,6 +50,8 @@ class TestedContrast:
         Subject -> why it is not in the test.
     planted
         Edges that are known to differ, in simulated data: ``node_i node_j sign``. None for real data.
+    noun
+        What a feature is: a connection, or a block or a node, whose name is in ``node_i``.
     """
 
     __test__ = False  # no test class, whatever its name makes pytest think
@@ -67,6 +69,7 @@ class TestedContrast:
     covariate: npt.NDArray[np.float64] | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     planted: pd.DataFrame | None = None
+    noun: str = "connection"
 
     @property
     def alternative(self) -> str:
@@ -247,6 +250,10 @@ class ReportData:
     qc_fc
         Node set, with the kind where it is not the full correlation -> what `kconn.estimate_qc_fc` adds, and the same
         with ``_before``.
+    blocks
+        (node set, kind) -> ``family_mean (observation, family)`` and ``n_edge``, with the visits after the sessions.
+    reliability
+        Node set, kind and name of the comparison -> ``icc (edge)``, or the attr ``not_estimated``.
     maps
         Tests of maps, opened one by one as the page is written.
     components
@@ -272,6 +279,8 @@ class ReportData:
     flow: Sequence[FlowStage] = ()
     motion: xr.Dataset | None = None
     qc_fc: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    blocks: Mapping[tuple[str, str], xr.Dataset] = field(default_factory=dict)
+    reliability: Mapping[tuple[str, str, str], xr.Dataset] = field(default_factory=dict)
     maps: Iterable[TestedMap] = ()
     components: Iterable[GroupComponents] = ()
     carpets: Iterable[tuple[str, xr.Dataset]] = ()
@@ -301,6 +310,8 @@ class ReportData:
             parts.append(contrast.node_set)
         if len({other.kind for other in self.contrasts}) > 1:
             parts.append(kind_words(contrast.kind))
+        if contrast.noun == "block":
+            parts.append("blocks")
         return " · ".join(parts)
 
 
@@ -319,6 +330,7 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
     participants: pd.DataFrame,
     hypothesis: Hypothesis,
     planted: pd.DataFrame | None = None,
+    noun: str = "connection",
 ) -> TestedContrast:
     """Put a result together with the values behind it, joined by subject.
 
@@ -336,6 +348,8 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
         As in the study file.
     planted
         Known answer of simulated data.
+    noun
+        What a feature is.
 
     Raises
     ------
@@ -367,6 +381,7 @@ def describe_contrast(  # noqa: PLR0913 - one argument per part of a test
             unit=describe_unit(cohort["netmat"].attrs),
             visits=visits,
             planted=planted,
+            noun=noun,
         ),
         people,
     )
@@ -414,6 +429,11 @@ def _put_together(test: TestedContrast, people: pd.DataFrame) -> TestedContrast:
     groups, levels, covariate = _describe_effect(people, test.hypothesis)
     left_out = dict(str(line).split(": ", 1) for line in test.result.attrs.get("left_out", []) if ": " in str(line))
     return replace(test, groups=groups, levels=levels, covariate=covariate, left_out=left_out)
+
+
+def name_feature(node_i: str, node_j: str) -> str:
+    """Return the name of a connection, or of a block or node, which has no other end."""
+    return f"{node_i} \N{EN DASH} {node_j}" if node_j else node_i
 
 
 def edge_table(contrast: TestedContrast) -> pd.DataFrame:

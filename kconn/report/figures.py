@@ -210,7 +210,7 @@ def plot_null(contrast: TestedContrast, *, found: npt.NDArray[np.bool_], thresho
     if not found.any():
         ax.plot([best, best], [0, top * 0.16], color=INK, linewidth=1.6)
         ax.annotate("observed", (best, top * 0.17), ha="center", va="bottom", fontsize=8)
-    ax.set_xlabel(f"largest {contrast.compared} over all connections")
+    ax.set_xlabel(f"largest {contrast.compared} over all {contrast.noun}s")
     ax.set_ylabel("relabellings")
     ax.set_ylim(0, top)
     return figure
@@ -245,7 +245,7 @@ def plot_observations(contrast: TestedContrast, edges: pd.DataFrame, *, columns:
             ax.set_xlabel(str(contrast.hypothesis.effect), fontsize=8)
         else:
             _draw_groups(ax, contrast, i_edge)
-        ax.set_title(f"{edge['node_i']}\n{edge['node_j']}", fontsize=7.5, linespacing=1.25)
+        ax.set_title("\n".join(filter(None, (edge["node_i"], edge["node_j"]))), fontsize=7.5, linespacing=1.25)
         ax.axhline(0, color=RULE, linewidth=0.7, zorder=0)
         ax.locator_params(axis="y", nbins=4)
     for ax in axes[len(edges) :]:

@@ -22,9 +22,18 @@ from kconn.report import figures
 from kconn.report.bibliography import Bibliography, Reference
 from kconn.report.carpet import draw_carpet
 from kconn.report.connectome import has_coordinates, plot_brain, plot_ring
-from kconn.report.data import Recovery, ReportData, TestedContrast, edge_table, kind_words, recover_truth
+from kconn.report.data import (
+    Recovery,
+    ReportData,
+    TestedContrast,
+    edge_table,
+    kind_words,
+    name_feature,
+    recover_truth,
+)
 from kconn.report.maps import component_sections, map_sections
 from kconn.report.methods import write_methods
+from kconn.report.networks import block_tables, reliability_figures
 from kconn.report.palette import group_colour
 from kconn.report.quality import exclusion_table, flow_boxes, motion_tables, qc_fc_figures, qc_fc_notes
 from kconn.report.svg import inline_svg, styled
@@ -69,8 +78,7 @@ _PARTIAL: Final = ("ridgep", "partial", "glasso", "ledoitp")
 class EdgeRow:
     """One row of an edge table: text as printed beside the value that it stands for."""
 
-    node_i: str
-    node_j: str
+    name: str
     planted: bool
     cells: tuple[tuple[str, float], ...]
 
@@ -82,6 +90,7 @@ class ContrastSection:
     anchor: str
     title: str
     headline: str
+    noun: str
     question: str
     found: bool
     caption: str
@@ -163,6 +172,8 @@ def render_report(data: ReportData) -> str:
             "quality": _quality_figure(data),
             "run_table": run_table(data.sorted_runs()),
             "matrices": _matrix_figures(data),
+            "blocks": block_tables(data),
+            "reliability": reliability_figures(data),
             "sections": [_section(contrast, data, i) for i, contrast in enumerate(data.sorted_contrasts())],
             "maps": map_tests,
             "components": components,
@@ -301,22 +312,24 @@ def _section(contrast: TestedContrast, data: ReportData, i_section: int) -> Cont
     table = edge_table(contrast)
     significant = table[table[contrast.deciding_p] < data.alpha]
     found = len(significant) > 0
-    shown = significant.head(MAX_ROWS) if found else table.head(N_STRONGEST)
+    shown = significant.head(MAX_ROWS) if found else table.head(_n_strongest(contrast))
     panels = shown.head(MAX_PANELS)
     threshold = critical_value(contrast, alpha=data.alpha)
     name = f"contrast{i_section}"
     # A picture of connections that are not significant would be remembered without the word "not".
-    brain, view = _draw_connectome(contrast, significant, data, name) if found else (Markup(), "")
+    is_drawn = found and contrast.noun == "connection"
+    brain, view = _draw_connectome(contrast, significant, data, name) if is_drawn else (Markup(), "")
     dots = figures.plot_observations(contrast, panels)
     null = Markup()
     if not contrast.stops_early:
         drawn = figures.plot_null(contrast, found=contrast.significant(data.alpha), threshold=threshold)
         null = inline_svg(drawn, name=f"{name}-null", alt="Histogram of the maximum statistic of every relabelling.")
-    words = "significant connections" if found else f"{N_STRONGEST} strongest connections, none of them significant"
+    words = f"significant {contrast.noun}s" if found else f"strongest {contrast.noun}s, none of them significant"
     return ContrastSection(
         anchor=name,
         title=data.title(contrast),
         headline=headline(contrast, alpha=data.alpha),
+        noun=contrast.noun,
         question=str(contrast.fact("question", "")),
         found=found,
         caption=_table_caption(contrast, significant, table, alpha=data.alpha),
@@ -367,8 +380,7 @@ def _edge_rows(contrast: TestedContrast, table: pd.DataFrame) -> list[EdgeRow]:
             cells += [(f"{int(edge['n_used']):,}", float(edge["n_used"]))]
         rows.append(
             EdgeRow(
-                node_i=str(edge["node_i"]),
-                node_j=str(edge["node_j"]),
+                name=name_feature(str(edge["node_i"]), str(edge["node_j"])),
                 planted=bool(edge["planted"]),
                 cells=tuple(cells),
             )
@@ -376,19 +388,25 @@ def _edge_rows(contrast: TestedContrast, table: pd.DataFrame) -> list[EdgeRow]:
     return rows
 
 
+def _n_strongest(contrast: TestedContrast) -> int:
+    """Return how many rows are shown where none is significant: of blocks and nodes as many as have a panel."""
+    return N_STRONGEST if contrast.noun == "connection" else MAX_PANELS
+
+
 def _table_caption(contrast: TestedContrast, significant: pd.DataFrame, table: pd.DataFrame, *, alpha: float) -> str:
     p = "p FDR" if contrast.stops_early else "p FWE"
     if len(significant) == 0:
         lowest = format_p(float(table[contrast.deciding_p].min()), n_perm=contrast.n_perm)
         return (
-            f"No connection reached {p} < {format_alpha(alpha)}; the smallest is {lowest}. These are the "
-            f"{min(N_STRONGEST, len(table))} strongest of {count(len(table), 'connection')}, none of them significant."
+            f"No {contrast.noun} reached {p} < {format_alpha(alpha)}; the smallest is {lowest}. These are the "
+            f"{min(_n_strongest(contrast), len(table))} strongest of {count(len(table), contrast.noun)}, none of them "
+            "significant."
         )
     if len(significant) > MAX_ROWS:
         return (
-            f"The {MAX_ROWS} most significant of {count(len(significant), 'connection')}; the store holds all of them."
+            f"The {MAX_ROWS} most significant of {count(len(significant), contrast.noun)}; the store holds all of them."
         )
-    return f"All {count(len(significant), 'connection')} with {p} < {format_alpha(alpha)}, the most significant first."
+    return f"All {count(len(significant), contrast.noun)} with {p} < {format_alpha(alpha)}, the most significant first."
 
 
 def _draw_connectome(contrast: TestedContrast, edges: pd.DataFrame, data: ReportData, name: str) -> tuple[Markup, str]:
@@ -424,20 +442,26 @@ def _panels_caption(contrast: TestedContrast, n_shown: int, n_all: int, *, found
     return f"{what}. Values as measured, without adjustment for nuisance.{cap}{state}"
 
 
+def _of_family(contrast: TestedContrast) -> str:
+    family = str(contrast.fact("family", ""))
+    return f" of the family {family}" if family else ""
+
+
 def _null_caption(contrast: TestedContrast, threshold: float, alpha: float, *, found: bool) -> str:
     side = SIDES[contrast.alternative] if contrast.is_directed else "all directions"
     if contrast.stops_early:
         return (
-            f"Each connection was compared with relabellings until {contrast.fact('n_exceed', 0)} of them were at "
-            "least as extreme as what was observed. Of connections that stopped nothing more is known, so there is no "
-            "distribution of the largest statistic and no p corrected for family-wise error; a connection is "
-            f"significant at a false discovery rate below {format_alpha(alpha)} ({side})."
+            f"Each {contrast.noun} was compared with relabellings until {contrast.fact('n_exceed', 0)} of them were at "
+            f"least as extreme as what was observed. Of {contrast.noun}s that stopped nothing more is known, so "
+            "there is no distribution of the largest statistic and no p corrected for family-wise error; a "
+            f"{contrast.noun} is significant at a false discovery rate below {format_alpha(alpha)} ({side})."
         )
-    start = f"The largest statistic over all connections in each of {count(contrast.n_perm, 'relabelling')}."
+    over = f"all {contrast.noun}s{_of_family(contrast)}"
+    start = f"The largest statistic over {over} in each of {count(contrast.n_perm, 'relabelling')}."
     if not np.isfinite(threshold):
         return f"{start} With so few, no p can fall below {format_alpha(alpha)}."
     return (
-        f"{start} A connection is significant (p FWE < {format_alpha(alpha)}, {side}) "
+        f"{start} A {contrast.noun} is significant (p FWE < {format_alpha(alpha)}, {side}) "
         f"from {contrast.compared} = {threshold:.2f} on; "
         + ("coloured marks are the observed ones." if found else "the mark is the strongest that was observed.")
     )
@@ -449,7 +473,7 @@ def _facts(contrast: TestedContrast) -> Table:
         ("test", contrast.hypothesis.test),
         ("model", f"~ {contrast.hypothesis.formula}"),
         ("sessions" if contrast.hypothesis.per_session else "subjects", str(contrast.observed.sizes["observation"])),
-        ("connections tested", f"{contrast.n_tested:,} of {contrast.result.sizes['edge']:,}"),
+        (f"{contrast.noun}s tested", f"{contrast.n_tested:,} of {contrast.result.sizes['edge']:,}"),
         ("relabellings", f"{'at most ' if contrast.stops_early else ''}{contrast.n_perm:,}{exhaustive}"),
         ("sidedness", SIDES[contrast.alternative] if contrast.is_directed else "none: all directions"),
         *_options(contrast),
@@ -464,6 +488,7 @@ def _options(contrast: TestedContrast) -> list[tuple[str, str]]:
     threshold = contrast.fact("threshold", None)
     n_group = int(contrast.fact("n_variance_group", 0))
     shown = {
+        "family": str(contrast.fact("family", "")),
         "statistic": "" if statistic in {"edge", "voxel"} else statistic,
         "threshold": "" if threshold is None else f"{float(threshold):g}",
         "exchange": str(contrast.fact("exchange", "")),

@@ -274,6 +274,14 @@ def _connectivity(data: ReportData, connectivity: Mapping[str, Any], bibliograph
             f"Before, z was divided by its standard deviation among unrelated series of the same length and lag-1 "
             f"autocorrelation{bibliography.cite('smith')}."
         )
+    if data.blocks:
+        sentences.append("Connections were averaged over the edges within and between networks, per session.")
+    if data.reliability:
+        estimators = dict.fromkeys(str(found.attrs["kind"]) for found in data.reliability.values())
+        sentences.append(
+            f"The reliability of each connection is {join(estimators)}{bibliography.cite('shrout')}, graded after "
+            f"Cicchetti{bibliography.cite('cicchetti')}."
+        )
     return " ".join(sentences)
 
 

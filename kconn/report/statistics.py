@@ -49,9 +49,11 @@ def write_statistics(
     every = f" Every distinct relabelling was used for {join(dict.fromkeys(exhaustive))}." if exhaustive else ""
     fdr = {str(contrast.fact("fdr", "bh")) for contrast in contrasts}
     two_stage = f" (two-stage{bibliography.cite('bky')})" if "bky" in fdr else ""
+    nouns = [feature] if feature == "voxel" else [contrast.noun for contrast in contrasts]
+    what = join(dict.fromkeys(nouns), last="or")
     how = join(_relabellings(contrasts, bibliography), last="or")
     shared = (
-        f"Each {feature} was tested in a linear model{formula} by {how}, with "
+        f"Each {what} was tested in a linear model{formula} by {how}, with "
         f"{join(f'{number:,}' for number in numbers)} relabellings, the identity included; the smallest possible p is "
         f"therefore 1/{numbers[0]:,}{bibliography.cite('phipson')}.{every} "
         f"{_decision(contrasts, feature, bibliography)} {format_alpha(alpha)}{sided}. The uncorrected p and the false "
@@ -128,6 +130,12 @@ def _particular(contrast: TestedContrast, feature: Feature, bibliography: Biblio
             f"compares a {feature} until {contrast.fact('n_exceed', 0)} relabellings were at least as extreme"
             f"{bibliography.cite('besag')}, so that its decision is by the false discovery rate, not family-wise error"
         )
+    said += _family(contrast)
     if "p_fwe_joint" in contrast.result:
         said.append("is corrected over all contrasts of its design as well")
     return [f"The test {contrast.name} {join(said)}."] if said else []
+
+
+def _family(contrast: TestedContrast) -> list[str]:
+    family = str(contrast.fact("family", ""))
+    return [f"is over the connections of the family {family} alone, and corrected over them"] if family else []

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
+from kconn.connect.cohort import average_sessions
 from kconn.connect.kinds import KINDS
 from kconn.connect.parcellation import NodeSet, name_regions
 from kconn.exclusions import count_flow, list_exclusions, tabulate_exclusions
@@ -81,7 +82,7 @@ def gather_report(bench: Workbench) -> ReportData:
         runs=quality.to_dataframe().reset_index(drop=True),
         participants=bench.survey.participants,
         cohorts=cohorts,
-        nodes={name: _node_table(bench, name) for name in study.nodes},
+        nodes={name: _node_table(bench, name) for name, table in study.nodes.items() if table.is_used},
         contrasts=list(_contrasts(bench, cohorts)),
         parameters=study.model_dump(mode="json"),
         software=software_versions(),
@@ -92,6 +93,8 @@ def gather_report(bench: Workbench) -> ReportData:
         flow=count_flow(bench, exclusions),
         motion=_open(bench, next(step for step in bench.plan.steps if step.stage == "motion")),
         qc_fc={_qc_fc_title(step): _open(bench, step) for step in bench.plan.steps if step.stage == "qcfc"},
+        blocks={_node_set_and_kind(step): _open(bench, step) for step in bench.plan.steps if step.stage == "blocks"},
+        reliability={_comparison(step): _open(bench, step) for step in bench.plan.steps if step.stage == "reliability"},
         maps=_Maps(bench=bench),
         components=_Components(bench=bench),
         carpets=_Carpets(bench=bench, order=worst_first(quality_rows(quality))),
@@ -151,6 +154,9 @@ class _Maps:
             yield TestedMap(name=name, test=None, reason=str(found.attrs["excluded"]).partition(" ")[2], **facts)
             return
         cohort = _open(self.bench, next(s for s in self.bench.plan.steps if s.address == step.upstream[0].address))
+        if "visits" in step.params:  # of whom, not of what: the maps stay where they are
+            rows = cohort.drop_dims([dim for dim in cohort.dims if dim != "observation"])
+            cohort = average_sessions(rows, step.params["visits"])
         regions = self._regions(found)
         for title, result in split_contrasts(found, name).items():
             test = describe_map_test(
@@ -213,22 +219,50 @@ def _qc_fc_title(step: Step) -> str:
 
 def _contrasts(bench: Workbench, cohorts: dict[tuple[str, str], xr.Dataset]) -> Iterator[TestedContrast]:
     truth = _read_truth(bench)
+    steps = {step.address: step for step in bench.plan.steps}
     for step in bench.plan.steps:
-        if step.stage != "test":
+        if step.stage not in {"test", "feature-test"}:
             continue
-        _, node_set, kind, name = step.address.path.split("/")
+        _, node_set, kind, name = step.address.path.split("/")[:4]
         hypothesis = Hypothesis.of(step.params["hypothesis"])
-        for title, result in split_contrasts(_open(bench, step), name).items():
+        is_edge = step.stage == "test"
+        found = _open(bench, step)
+        cohort = cohorts[node_set, kind] if is_edge else _open(bench, steps[step.upstream[0].address])
+        if not is_edge:
+            cohort = name_features(cohort.rename({step.params["variable"]: "netmat"})[["netmat"]])
+            found = name_features(found)
+        if "visits" in step.params:
+            cohort = average_sessions(cohort, step.params["visits"])
+        for title, result in split_contrasts(found, name).items():
             yield describe_contrast(
                 title,
                 node_set=node_set,
                 kind=kind,
                 result=result,
-                cohort=cohorts[node_set, kind],
+                cohort=cohort,
                 participants=bench.survey.participants,
                 hypothesis=hypothesis,
-                planted=None if truth is None else _planted(truth, hypothesis),
+                planted=_planted(truth, hypothesis) if is_edge and truth is not None else None,
+                noun="connection" if is_edge else _NOUNS[found.attrs["of"]],
             )
+
+
+#: Dimension of features -> what one is.
+_NOUNS: Final = {"family": "block", "node": "node"}
+
+
+def name_features(ds: xr.Dataset) -> xr.Dataset:
+    """Return what has a value per block or node as if these were edges: their name in ``node_i``, no other end."""
+    dim = "family" if "family" in ds.dims else "node"
+    names = ds[dim].to_numpy().astype(str)
+    plain = ds.drop_vars([name for name in ds.coords if dim in ds[name].dims]).rename({dim: "edge"})
+    ends = {"node_i": ("edge", names), "node_j": ("edge", np.full(names.size, ""))}
+    return plain.assign_coords(ends).assign_attrs(of=dim)
+
+
+def _comparison(step: Step) -> tuple[str, str, str]:
+    _, node_set, kind, name = step.address.path.split("/")
+    return node_set, kind, name
 
 
 def _read_truth(bench: Workbench) -> pd.DataFrame | None:

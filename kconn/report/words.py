@@ -52,16 +52,18 @@ def headline(contrast: TestedContrast, *, alpha: float) -> str:
     side = SIDES[contrast.alternative] if contrast.is_directed else f"{contrast.stat_kind}, all directions"
     decides = "false discovery rate" if contrast.stops_early else "family-wise error corrected p"
     rule = f"{decides} < {format_alpha(alpha)}, {side}"
+    family = f" of the family {contrast.fact('family', '')}" if contrast.fact("family", "") else ""
+    tested = f"{count(n_tested, contrast.noun)}{family}"
     none, some, rise, fall = _phrases(contrast)
     if n_found == 0:
-        return f"No connection {none} after correction for {count(n_tested, 'connection')} ({rule})."
+        return f"No {contrast.noun} {none} after correction for {tested} ({rule})."
     if not contrast.is_directed:
-        return f"{n_found:,} of {count(n_tested, 'connection')} {some[0] if n_found == 1 else some[1]} ({rule})."
+        return f"{n_found:,} of {tested} {some[0] if n_found == 1 else some[1]} ({rule})."
     stat = contrast.result["stat"].to_numpy()[significant]
     up, down = int((stat > 0).sum()), int((stat < 0).sum())
     parts = [f"{number} {phrase}" for number, phrase in ((up, rise), (down, fall)) if number]
     verb = some[0] if n_found == 1 else some[1]
-    return f"{n_found:,} of {count(n_tested, 'connection')} {verb} ({rule}): {' and '.join(parts)}."
+    return f"{n_found:,} of {tested} {verb} ({rule}): {' and '.join(parts)}."
 
 
 def _phrases(contrast: TestedContrast) -> tuple[str, tuple[str, str], str, str]:

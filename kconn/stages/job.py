@@ -11,7 +11,14 @@ from kconn.errors import KconnError, ResourceError, unforeseen
 from kconn.io.cubes import translated
 from kconn.kernels.blas import single_thread
 from kconn.stages.binding import Job
-from kconn.stages.cohort import assemble_cohort, test_contrast
+from kconn.stages.cohort import (
+    assemble_amplitudes,
+    assemble_cohort,
+    average_blocks,
+    estimate_edge_reliability,
+    test_contrast,
+    test_features,
+)
 from kconn.stages.dense import connect_voxels
 from kconn.stages.group_ica import decompose_group, merge_runs, reduce_denoised_run, select_components
 from kconn.stages.maps import assemble_map_cohort, correct_map_tests, estimate_run_maps, test_map
@@ -40,9 +47,13 @@ STAGES: Final[dict[str, Stage]] = {
     "select": select_components,
     "dense": connect_voxels,
     "cohort": assemble_cohort,
+    "blocks": average_blocks,
+    "amplitudes": assemble_amplitudes,
     "map-cohort": assemble_map_cohort,
     "qcfc": estimate_cohort_qc_fc,
+    "reliability": estimate_edge_reliability,
     "test": test_contrast,
+    "feature-test": test_features,
     "map-test": test_map,
     "map-correction": correct_map_tests,
 }

@@ -10,7 +10,9 @@ from kconn.connect.kinds import KINDS
 from kconn.io.coordinates import SIZED_TABLES, SPHERE_TABLES
 from kconn.study.table import Table
 
-KindName = Literal["cov", "corr", "rcorr", "partial", "ridgep", "glasso", "ledoit", "ledoitp", "tangent", "corrsd"]
+KindName = Literal[
+    "cov", "corr", "rcorr", "partial", "ridgep", "glasso", "ledoit", "ledoitp", "tangent", "corrsd", "amplitude"
+]
 
 
 MapKind = Literal["seedmap", "subjectmap"]
@@ -210,7 +212,7 @@ class ConnectivityTable(Table):
         list[KindName],
         Field(
             min_length=1,
-            description="cov, corr, rcorr, partial, ridgep, glasso, ledoit, ledoitp, tangent, corrsd",
+            description="cov, corr, rcorr, partial, ridgep, glasso, ledoit, ledoitp, tangent, corrsd, amplitude",
         ),
     ] = Field(default_factory=lambda: list[KindName](["corr"]))
     z: Annotated[
@@ -235,6 +237,10 @@ class ConnectivityTable(Table):
             known = ", ".join(kind for kind in KINDS if KINDS[kind].has_null)
             raise ValueError(f"z = 'ar1' is known for {known}; not for {', '.join(strange)}")
         return self
+
+    def edge_kinds(self) -> list[KindName]:
+        """Return the kinds that have a value per edge."""
+        return [kind for kind in self.kinds if KINDS[kind].feature == "edge"]
 
     def of_kind(self, kind: str) -> dict[str, Any]:
         """Return the parameters of the netmat of a run: those that its kind has."""

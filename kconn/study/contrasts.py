@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
+from kconn.connect.cohort import average_sessions
 from kconn.errors import DesignError, InputError, ResourceError
 from kconn.infer.blocks import code_blocks, read_groups, refuse_dependent, sign_blocks
 from kconn.infer.checkpoint import Checkpoint
@@ -82,7 +83,8 @@ def arrange_test(
     participants, sessions
         The tables about people, see `kconn.infer.design.build_test`.
     params
-        ``hypothesis``: what is tested; ``permutation``: the keys of ``[permutation]``.
+        ``hypothesis``: what is tested; ``permutation``: the keys of ``[permutation]``; ``visits``, where the contrast
+        names some: visit -> the sessions that it is the mean of.
     files
         Role -> path of the ``files`` of the contrast.
 
@@ -95,6 +97,8 @@ def arrange_test(
     """
     hypothesis = Hypothesis.of(params["hypothesis"])
     options = params["permutation"]
+    if params.get("visits"):
+        cohort = average_visits(cohort, params["visits"])
     found = designs.read_design_files(files) if files else None
     supplied = None if found is None else _supplied(found, hypothesis)
     test = build_test(cohort, participants, sessions, hypothesis, supplied=supplied)
@@ -116,6 +120,17 @@ def arrange_test(
     return Arrangement(
         test=test, options=options, blocks=blocks, variance_groups=groups, permutations=permutations, signs=signs
     )
+
+
+def average_visits(cohort: xr.DataArray, visits: Mapping[str, Sequence[str]]) -> xr.DataArray:
+    """Return a cohort whose sessions of a visit are one: of each subject the mean of those that it has.
+
+    Raises
+    ------
+    InputError
+        As `kconn.connect.cohort.average_sessions`.
+    """
+    return average_sessions(cohort.to_dataset(name="tested"), visits)["tested"]
 
 
 def run_test(

@@ -23,6 +23,7 @@ from kconn.study.cleaning_tables import (
     StrategyTable,
 )
 from kconn.study.connection_tables import ConnectivityTable, DenseTable, IcaTable, MapsTable, NodesTable
+from kconn.study.family_tables import BlocksTable, FamiliesTable, ReliabilityTable, VisitTable
 from kconn.study.input_tables import InputsTable, StudyTable
 from kconn.study.table import NAME, Table
 from kconn.study.test_tables import OF_ROWS, OF_STATISTIC, ContrastTable, PermutationTable, SurfacesTable
@@ -62,6 +63,10 @@ class Study(Table):
     ica: dict[Annotated[str, Field(pattern=NAME)], IcaTable] = Field(default_factory=dict)
     dense: DenseTable | None = None
     connectivity: ConnectivityTable = Field(default_factory=ConnectivityTable)
+    families: FamiliesTable | None = None
+    blocks: BlocksTable | None = None
+    reliability: dict[Annotated[str, Field(pattern=NAME)], ReliabilityTable] = Field(default_factory=dict)
+    visits: dict[Annotated[str, Field(pattern=NAME)], VisitTable] = Field(default_factory=dict)
     maps: MapsTable = Field(default_factory=MapsTable)
     surfaces: SurfacesTable | None = None
     contrasts: dict[Annotated[str, Field(pattern=NAME)], ContrastTable] = Field(default_factory=dict)
@@ -198,6 +203,34 @@ class Study(Table):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _kinds_are_estimated(self) -> Self:
+        made = self.connectivity.edge_kinds()
+        asked = {"blocks": self.blocks} | {f"reliability.{name}": table for name, table in self.reliability.items()}
+        for name, table in asked.items():
+            if strange := [kind for kind in (table.kinds if table else None) or () if kind not in made]:
+                raise ValueError(
+                    f"{name}.kinds names {strange[0]!r}; connectivity.kinds of edges are {', '.join(made)}"
+                )
+            if table is not None and not made:
+                raise ValueError(f"{name} needs a kind of netmat in connectivity.kinds")
+        return self
+
+    def visits_of(self, name: str) -> dict[str, list[str]]:
+        """Return the visits that a contrast names, with their sessions."""
+        contrast = self.contrasts[name]
+        named = {*contrast.visits(), *(contrast.sessions or ()), *(contrast.baseline or ())}
+        return {visit: table.sessions for visit, table in self.visits.items() if visit in named}
+
+    def test_params(self, name: str) -> dict[str, Any]:
+        """Return what a contrast tests, and how p-values are computed, as `kconn.study.contrasts` reads it."""
+        visits = self.visits_of(name)
+        return {
+            "hypothesis": self.contrasts[name].hypothesis,
+            "permutation": self.permutation_of(name).model_dump(mode="json"),
+            **({"visits": visits} if visits else {}),
+        }
+
     def permutation_of(self, name: str) -> PermutationTable:
         """Return how the p-values of a contrast are computed: its own keys put over those of ``[permutation]``."""
         contrast = self.contrasts[name]
@@ -279,7 +312,7 @@ def _translated(path: Path, error: ValidationError) -> list[StudyFileError]:
             unknown.append(_unknown_key(path, place))
             continue
         value = "" if isinstance(finding["input"], Mapping) else f", got {finding['input']!r}"
-        named = {("nodes",), ("contrasts",), ("strategies",), ("regressors",)}
+        named = {("nodes",), ("contrasts",), ("strategies",), ("regressors",), ("reliability",), ("visits",)}
         key = place[: 3 if place[:1] in named else 2]  # without the alternatives of a type
         wrong.setdefault(key, []).append(finding["msg"].removeprefix("Value error, ") + value)
     return unknown + [
@@ -327,6 +360,10 @@ def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
         "ica": IcaTable,
         "dense": DenseTable,
         "connectivity": ConnectivityTable,
+        "families": FamiliesTable,
+        "blocks": BlocksTable,
+        "reliability": ReliabilityTable,
+        "visits": VisitTable,
         "maps": MapsTable,
         "surfaces": SurfacesTable,
         "contrasts": ContrastTable,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from kconn.connect.dual_regression import check_dense_maps, check_kind, check_maps
 from kconn.connect.kinds import KINDS
@@ -22,6 +23,8 @@ from kconn.study.file import Study
 from kconn.study.nodesets import load_nodes
 from kconn.study.surfaces import find_surfaces, load_neighbours
 from kconn.study.test_tables import OF_NEIGHBOURS
+
+_NO_NODES: Final = xr.Dataset(coords={"node": np.array([], dtype=str)})
 
 
 def check_brain_models(facts: list[RunFacts], problems: list[KconnError]) -> None:
@@ -52,29 +55,46 @@ def check_brain_models(facts: list[RunFacts], problems: list[KconnError]) -> Non
         )
 
 
-def check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> dict[str, tuple[str, ...]]:
-    """Load every node set and place it on the grid of every run; a grid that was seen is not tried again."""
-    names_of: dict[str, tuple[str, ...]] = {}
+def check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError]) -> dict[str, xr.Dataset]:
+    """Load every node set, place it on the grid of every run, and return the coordinates of its nodes.
+
+    A grid that was seen is not tried again.
+    """
+    found: dict[str, xr.Dataset] = {}
     for name, table in study.nodes.items():
         if table.ica is not None:
-            names_of[name] = study.ica[table.ica].accepted()
+            found[name] = xr.Dataset(coords={"node": list(study.ica[table.ica].accepted())})
             _check_components(study, name, table, facts, problems)
             continue
-        seen: dict[Any, tuple[str, ...]] = {}
+        seen: dict[Any, xr.Dataset] = {}
+        filled: set[str] = set()
         for run in facts:
             grid = _grid(run)
             with collected(problems, run.where, of=f"nodes.{name}"):
                 if grid not in seen:
-                    seen[grid] = ()
+                    seen[grid] = _NO_NODES
                     nodes = _load(study, name, run)
-                    _place(nodes, run)
-                    seen[grid] = nodes.names
+                    filled |= _place(nodes, run)
+                    seen[grid] = xr.Dataset(coords=nodes.coords())
                     if study.contrasts:
                         _check_number(table, nodes)
                 if table.netmats:
-                    _check_kinds(study, run, len(seen[grid]))
-        names_of[name] = max(seen.values(), key=len, default=())
-    return names_of
+                    _check_kinds(study, run, seen[grid].sizes["node"])
+        found[name] = max(seen.values(), key=lambda coords: coords.sizes["node"], default=_NO_NODES)
+        with collected(problems, of=f"nodes.{name}"):
+            _refuse_empty([str(node) for node in found[name]["node"].to_numpy() if str(node) not in filled])
+    return found
+
+
+def _refuse_empty(nodes: list[str]) -> None:
+    """Refuse nodes that lie in no run at all: they would be NaN everywhere."""
+    if nodes:
+        raise InputError(
+            "E-NODES",
+            f"{len(nodes)} nodes have no voxel in any run: {', '.join(map(repr, nodes[:5]))}",
+            rule="each node lies in the field of view of at least one run",
+            fix="correct their coordinates, or leave them out with 'exclude'",
+        )
 
 
 def _check_components(
@@ -162,7 +182,7 @@ def check_map_grids(study: Study, facts: list[RunFacts], problems: list[KconnErr
 def _check_kinds(study: Study, run: RunFacts, n_node: int) -> None:
     """Refuse kinds of netmat that the longest series this run can give is too short for."""
     table = study.connectivity
-    for name in table.kinds:
+    for name in table.edge_kinds():
         kind = KINDS[name]
         if kind.needs_rank or (table.z == "ar1" and kind.estimator in PARTIAL_KINDS):
             check_rank(run.n_time, n_node)
@@ -184,9 +204,10 @@ def _load(study: Study, name: str, run: RunFacts) -> NodeSet | SpatialMaps | Den
     return load_nodes(study.node_params(name), files, run.template)
 
 
-def _place(nodes: NodeSet | SpatialMaps | DenseMaps, run: RunFacts) -> None:
+def _place(nodes: NodeSet | SpatialMaps | DenseMaps, run: RunFacts) -> set[str]:
+    """Check nodes against a run and return those that have a voxel, grayordinate or column in it."""
     if isinstance(nodes, NodeSet) and isinstance(nodes.source, Columns):
-        return
+        return set(nodes.names)
     if "column" in run.template.coords:
         raise InputError(
             "E-NODES",
@@ -203,9 +224,12 @@ def _place(nodes: NodeSet | SpatialMaps | DenseMaps, run: RunFacts) -> None:
         case SpatialMaps():
             check_maps(nodes, *_read_grid(run), where=run.where)
         case NodeSet() if is_dense:
-            find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
+            members = find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
+            return {nodes.names[i] for i in np.unique(members.node)}
         case NodeSet():
-            find_members(nodes, *_read_grid(run), where=run.where)
+            members = find_members(nodes, *_read_grid(run), where=run.where)
+            return {nodes.names[i] for i in np.unique(members.node)}
+    return set(nodes.names)
 
 
 def _read_grid(run: RunFacts) -> tuple[tuple[int, int, int], npt.NDArray[np.float64]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Final
 
 from kconn.chunks import BLOCK_BYTES, GATHER_BYTES, MIB, ROW_BYTES
@@ -16,6 +17,8 @@ from kconn.io.files import canonical_json, sha256_bytes
 from kconn.io.store import Address, work_folder
 from kconn.study.connection_tables import DenseTable, IcaTable, MapKind, NodesTable
 from kconn.study.examination import RunFacts
+from kconn.study.families import choose_node_sets, list_families, nodes_with_netmats, plan_blocks
+from kconn.study.family_checks import select_subjects
 from kconn.study.file import Study
 from kconn.study.survey import Survey
 from kconn.study.test_tables import OF_NEIGHBOURS
@@ -31,12 +34,18 @@ COHORT_STAGES: Final = (
     "select",
     "dense",
     "cohort",
+    "blocks",
+    "amplitudes",
     "map-cohort",
     "qcfc",
+    "reliability",
     "test",
+    "feature-test",
     "map-test",
     "map-correction",
 )
+#: Stages that permute.
+TEST_STAGES: Final = frozenset({"test", "feature-test", "map-test"})
 #: Keys of ``[quality]`` that a run is held to when it is denoised.
 RUN_LIMITS: Final = {"min_frames", "min_minutes", "min_dof", "max_mean_fd", "max_censored", "max_std_dvars"}
 #: Keys of ``[quality]`` that all runs of a session are held to together.
@@ -142,7 +151,7 @@ class Plan:
 
         Runs and permutations are shared out; the other steps of the cohort are walked one after the other.
         """
-        alone = sum(step.estimate.seconds for step in self.cohort() if step.stage not in ("test", "map-test"))
+        alone = sum(step.estimate.seconds for step in self.cohort() if step.stage not in TEST_STAGES)
         shared = sum(step.estimate.seconds for step in self.steps) - alone
         return (shared / n_workers + alone) / 3600
 
@@ -201,6 +210,9 @@ class _Builder:
         paths |= set(self._surfaces().values())
         paths |= set(self._tables().values())
         paths |= {path for contrast in study.contrasts.values() for path in contrast.roles.values()}
+        self.families = list_families(study)
+        self.sets = nodes_with_netmats(study, survey.node_coords)
+        self.blocks = plan_blocks(study, self.families, self.sets)
         memory = None if rehash else work_folder(study.store)
         self.digests = digest_files(study.folder, paths, memory=memory)
         self.ingested: list[Step] = []
@@ -240,7 +252,7 @@ class _Builder:
         series = self._nodes(facts, name, reads)
         self.series.setdefault(name, []).append(series)
         yield series
-        for kind in self.study.connectivity.kinds if nodes.netmats else ():
+        for kind in self.study.connectivity.edge_kinds() if nodes.netmats else ():
             netmat = self._netmat(facts, name, kind, series)
             self.netmats.setdefault((name, kind), []).append(netmat)
             yield netmat
@@ -276,10 +288,75 @@ class _Builder:
             yield cohort
             if kind != "corr":  # of full correlations it is estimated above, before and after denoising
                 yield self._qc_fc(f"quality/{name}/{kind}", (cohort, *self.series[name]), n_edge)
+            yield from self._reliability(name, kind, cohort, netmats)
             for label in self.study.contrasts:
-                yield self._test(f"contrasts/{name}/{kind}/{label}", label, cohort, n_edge)
+                yield from self._edge_test(name, kind, label, cohort, n_edge)
+            yield from self._blocks(name, kind, cohort)
+        if "amplitude" in self.study.connectivity.kinds:
+            for name in self.sets:
+                yield from self._amplitudes(name, quality)
         for (name, kind), maps in self.maps.items():
             yield from self._map_cohort(name, kind, maps, quality)
+
+    def _edge_test(self, name: str, kind: str, label: str, cohort: Step, n_edge: int) -> Iterator[Step]:
+        """Yield the test of a contrast, if it is of all edges or of a family that the node set has."""
+        family = self.study.contrasts[label].family
+        of: dict[str, Any] = {}
+        if family is not None:
+            if name not in choose_node_sets(family, self.families[family], self.sets):
+                return
+            of = {"family": {"name": family, "edges": [list(pair) for pair in self.families[family]]}}
+        yield self._test(f"contrasts/{name}/{kind}/{label}", label, cohort, n_edge, of=of)
+
+    def _blocks(self, name: str, kind: str, cohort: Step) -> Iterator[Step]:
+        """Yield the means over blocks of edges, and their tests."""
+        table, blocks = self.study.blocks, self.blocks.get(name)
+        if table is None or blocks is None or (table.kinds is not None and kind not in table.kinds):
+            return
+        path = f"cohort/{name}/{kind}"
+        params = {"blocks": {block: [list(pair) for pair in pairs] for block, pairs in blocks.items()}}
+        step = self._step("blocks", path, path, upstream=[cohort], params=params)
+        yield step
+        yield from self._feature_tests(f"contrasts/{name}/{kind}", "blocks", step, "family_mean", len(blocks))
+
+    def _amplitudes(self, name: str, quality: Step) -> Iterator[Step]:
+        """Yield the amplitudes of all nodes, and their tests."""
+        path, limits = f"cohort/{name}/amplitude", self.study.quality.model_dump(mode="json", include=SESSION_LIMITS)
+        step = self._step("amplitudes", path, path, upstream=[quality, *self.series[name]], params=limits)
+        yield step
+        n_node = len(self.survey.node_names[name])
+        yield from self._feature_tests(f"contrasts/{name}/amplitude", "nodes", step, "amplitude", n_node)
+
+    def _feature_tests(self, path: str, ending: str, cohort: Step, variable: str, n_feature: int) -> Iterator[Step]:
+        """Yield the tests of what has no neighbours: each feature by itself, whatever the statistic of edges."""
+        for label, contrast in self.study.contrasts.items():
+            if contrast.family is None:
+                yield self._test(
+                    f"{path}/{label}/{ending}",
+                    label,
+                    cohort,
+                    n_feature,
+                    stage="feature-test",
+                    of={"variable": variable},
+                )
+
+    def _reliability(self, name: str, kind: str, cohort: Step, netmats: Sequence[Step]) -> Iterator[Step]:
+        """Yield the comparisons of sessions, from the cohort, and of runs, from their netmats."""
+        for label, table in self.study.reliability.items():
+            if table.kinds is not None and kind not in table.kinds:
+                continue
+            upstream: list[Step] = [cohort]
+            if table.runs is not None:
+                session = table.session or self.survey.runs[0].run.session
+                labels = [f"ses-{session}/run-{run}" for run in table.runs]
+                upstream += [step for step in netmats if step.where.partition("/")[2] in labels]
+            path = f"reliability/{name}/{kind}/{label}"
+            params = {
+                **self._scale(kind),
+                **table.model_dump(mode="json", include={"sessions", "runs", "icc"}),
+                "subjects": select_subjects(table, self.survey.participants),
+            }
+            yield self._step("reliability", path, path, upstream=upstream, params=params)
 
     def _map_cohort(self, name: str, kind: MapKind, maps: list[Step], quality: Step) -> Iterator[Step]:
         """Yield the cohort of maps, for each contrast the test of every node's map, and what joins these."""
@@ -295,13 +372,15 @@ class _Builder:
         cohort = self._step("map-cohort", path, path, upstream=(quality, *maps), params=params, estimate=estimate)
         yield cohort
         for label in self.study.contrasts:
-            if self.study.permutation_of(label).statistic == "nbs":  # voxels have no nodes to share
+            # Voxels have no nodes to share, and are in no family of edges.
+            if self.study.permutation_of(label).statistic == "nbs" or self.study.contrasts[label].family is not None:
                 continue
             path = f"contrasts/{name}/{kind}/{label}"
             tests = []
             for i_node, node in enumerate(nodes):
                 place = f"{path}/{i_node + 1}-{_as_label(node)}"
-                tests.append(self._test(place, label, cohort, n_voxel, of={"kind": kind, "i_node": i_node}))
+                of = {"kind": kind, "i_node": i_node}
+                tests.append(self._test(place, label, cohort, n_voxel, stage="map-test", of=of))
                 yield tests[-1]
             # Voxels that stopped by themselves have no maximum that nodes could be corrected by.
             if len(tests) > 1 and self.study.permutation_of(label).stopping == "none":
@@ -334,7 +413,13 @@ class _Builder:
         for contrast in contrasts:
             if contrast.test == "two-sample":
                 factors.setdefault(str(contrast.effect), []).append(contrast.levels)
-        changes = dict.fromkeys(pair for contrast in contrasts for pair in contrast.visit_pairs())
+        sessions = {visit: table.sessions for visit, table in self.study.visits.items()}
+        changes = dict.fromkeys(
+            pair
+            for contrast in contrasts
+            for before, after in contrast.visit_pairs()
+            for pair in product(sessions.get(before, [before]), sessions.get(after, [after]))
+        )
         params = {
             "factors": [{"column": column, "levels": _every_level(pairs)} for column, pairs in factors.items()],
             "changes": [list(change) for change in changes],
@@ -548,16 +633,22 @@ class _Builder:
         z = self.study.connectivity.of_kind(kind)["z"]
         return {"kind": kind, "z": z, **({"seed": self.study.permutation.seed} if z == "ar1" else {})}
 
-    def _test(self, path: str, name: str, cohort: Step, n_feature: int, *, of: Mapping[str, Any] | None = None) -> Step:
-        """Return the test of the edges of a cohort, or of the map of one node ``of`` a cohort of maps."""
+    def _test(
+        self,
+        path: str,
+        name: str,
+        cohort: Step,
+        n_feature: int,
+        *,
+        stage: str = "test",
+        of: Mapping[str, Any] | None = None,
+    ) -> Step:
+        """Return the test of a cohort; ``of`` says which part of it is tested, where not all edges are."""
         contrast, permutation = self.study.contrasts[name], self.study.permutation_of(name)
-        params = {
-            "hypothesis": contrast.hypothesis,
-            "permutation": permutation.model_dump(mode="json", exclude={"max_mem"}),
-            **self._people_params(),
-        }
+        params = {**self.study.test_params(name), **self._people_params()}
+        params["permutation"] = {key: value for key, value in params["permutation"].items() if key != "max_mem"}
         surfaces: dict[str, str] = {}
-        if of is not None and permutation.statistic in OF_NEIGHBOURS and self.study.surfaces is not None:
+        if stage == "map-test" and permutation.statistic in OF_NEIGHBOURS and self.study.surfaces is not None:
             surfaces = self._surfaces()
             params["surface_extent"] = self.study.surfaces.extent
         n_value = permutation.n_perm * n_feature * max(1, len(cohort.upstream) - 1)
@@ -567,7 +658,7 @@ class _Builder:
             seconds=n_value / RATES["test"],
         )
         step = self._step(
-            "test" if of is None else "map-test",
+            stage,
             path,
             path,
             files={**self._tables(), **contrast.roles, **surfaces},

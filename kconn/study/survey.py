@@ -17,6 +17,7 @@ from kconn.io import layout, layout_hcp, tables
 from kconn.io.layout import Run
 from kconn.study.contrasts import Arrangement, arrange_test
 from kconn.study.examination import RunFacts, collected, examine
+from kconn.study.family_checks import check_families, check_reliability
 from kconn.study.file import Study
 from kconn.study.node_checks import check_brain_models, check_map_grids, check_map_statistics, check_nodes
 from kconn.study.nodesets import load_templates
@@ -36,8 +37,8 @@ class Survey:
         Runs that were found, of every subject.
     participants, sessions
         The tables; participants has a row without columns per subject where there is no table.
-    node_names
-        Node set -> names of its nodes.
+    node_coords
+        Node set -> the coordinates of its nodes: names, and networks, hemispheres and places where they are known.
     left_out
         Subject -> why no run of it is used.
     problems
@@ -48,9 +49,14 @@ class Survey:
     found: tuple[Run, ...]
     participants: pd.DataFrame
     sessions: pd.DataFrame | None
-    node_names: Mapping[str, tuple[str, ...]]
+    node_coords: Mapping[str, xr.Dataset]
     left_out: Mapping[str, str]
     problems: tuple[KconnError, ...]
+
+    @property
+    def node_names(self) -> dict[str, tuple[str, ...]]:
+        """Node set -> names of its nodes."""
+        return {name: tuple(map(str, coords["node"].to_numpy())) for name, coords in self.node_coords.items()}
 
     def refuse_problems(self) -> None:
         """Raise the first problem, saying how many there are.
@@ -96,19 +102,21 @@ def survey_study(study: Study, *, without: Collection[str] = ()) -> Survey:
     if facts and all(run.left_out for run in facts):
         problems.extend(run.left_out for run in facts if run.left_out)
     check_brain_models(facts, problems)
-    node_names = check_nodes(study, facts, problems)
+    node_coords = check_nodes(study, facts, problems)
     check_map_grids(study, facts, problems)
     check_map_statistics(study, facts, problems)
     _check_voxelwise(study, facts, problems)
     if are_known:
         _check_covariates(study, runs, participants, problems)
+        check_families(study, node_coords, problems)
+        check_reliability(study, [run.run for run in facts], participants, problems)
         _check_contrasts(study, runs, participants, sessions, problems)
     return Survey(
         runs=tuple(facts),
         found=found,
         participants=participants,
         sessions=sessions,
-        node_names=node_names,
+        node_coords=node_coords,
         left_out=left_out,
         problems=tuple(problems),
     )
@@ -273,7 +281,5 @@ def arrange_contrast(
     study: Study, name: str, cohort: xr.DataArray, participants: pd.DataFrame, sessions: pd.DataFrame | None
 ) -> Arrangement:
     """Return the call that tests a contrast of a study; see `kconn.study.contrasts.arrange_test`."""
-    contrast = study.contrasts[name]
-    params = {"hypothesis": contrast.hypothesis, "permutation": study.permutation_of(name).model_dump(mode="json")}
-    files = {role: study.folder / path for role, path in contrast.roles.items()}
-    return arrange_test(cohort, participants, sessions, params, files)
+    files = {role: study.folder / path for role, path in study.contrasts[name].roles.items()}
+    return arrange_test(cohort, participants, sessions, study.test_params(name), files)

@@ -192,6 +192,9 @@ class ContrastTable(PermutationTable):
             description="sessions whose value of each feature is its own regressor: nuisance, or tested by 'weights'",
         ),
     ] = None
+    family: Annotated[
+        str | None, Field(description="family of [families]: its edges alone are tested, and corrected over")
+    ] = None
     where: Annotated[
         dict[str, Cell | list[Cell]], Field(description="keep rows whose column has this value, or one of these")
     ] = Field(default_factory=dict)
@@ -215,7 +218,7 @@ class ContrastTable(PermutationTable):
     @property
     def hypothesis(self) -> dict[str, Any]:
         """What is tested, without how p-values are computed and without files."""
-        return self.model_dump(mode="json", exclude={"files", *PermutationTable.model_fields})
+        return self.model_dump(mode="json", exclude={"files", "family", *PermutationTable.model_fields})
 
     def _sides(self) -> list[list[str]]:
         return [[side] if isinstance(side, str) else side for side in self.change or ()]
