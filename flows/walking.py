@@ -40,7 +40,7 @@ from kconn.study.workbench import Workbench, connected, refuse_what_does_not_fit
 RETRY_DELAYS: Final[list[float]] = [15.0, 120.0]
 JITTER: Final = 0.5
 #: Failures that may pass by themselves.
-TRANSIENT: Final = frozenset({"E-WORKER", "E-DISK"})
+TRANSIENT: Final = frozenset({"E-WORKER", "E-DISK", "E-ENDPOINT"})
 #: Tag of steps that need much memory. `python -m flows.register` limits how many run at once, over all flows.
 HEAVY_TAG: Final = "kconn-memory"
 HEAVY_BYTES: Final = 2 * GIB
@@ -76,7 +76,7 @@ def opened(bench: Workbench, resources: Resources, *, command: str) -> Iterator[
     with (
         _only_warnings("distributed"),
         writing(bench),
-        keep_log(bench.study.store, command=command, run_id=run_id) as kept,
+        keep_log(bench.study.work, command=command, run_id=run_id) as kept,
         connected(
             bench.study, n_workers=resources.workers, address=resources.scheduler, n_runs=_n_chains(bench)
         ) as client,
@@ -129,7 +129,7 @@ def walk_runs(session: Session, plan: Plan) -> tuple[dict[str, KconnError], int]
     """Run what is missing of each run, side by side; return the errors by place, and how many steps were missing."""
     log = get_run_logger()
     runs = plan.runs()
-    chains = {where: left for where, steps in runs.items() if (left := _missing(session.bench, steps))}
+    chains = {where: left for where, steps in runs.items() if (left := session.bench.missing(steps))}
     if not runs:
         return {}, 0
     log.info("%d of %d runs are there", len(runs) - len(chains), len(runs))
@@ -156,7 +156,7 @@ def walk_cohort(session: Session, plan: Plan) -> int:
     log = get_run_logger()
     errors: list[KconnError] = []
     failed = set()
-    missing = _missing(session.bench, plan.cohort())
+    missing = session.bench.missing(plan.cohort())
     for step in missing:
         if any(up.address in failed for up in step.upstream):
             failed.add(step.address)
@@ -183,7 +183,7 @@ def finish(session: Session) -> str:
 def _refuse_other_inputs(bench: Workbench, stages: Sequence[str]) -> None:
     """Refuse stages whose inputs from other stages are missing: what lies there instead was made of other inputs."""
     own = {step.address for step in bench.plan.steps if step.stage in stages}
-    for step in _missing(bench, (step for step in bench.plan.steps if step.address in own)):
+    for step in bench.missing(step for step in bench.plan.steps if step.address in own):
         for up in step.upstream:
             if up.address not in own and not store.is_published(bench.study.store, up.address, up.key):
                 raise StoreError(
@@ -243,11 +243,6 @@ def _with_care(one: Task[P, R], session: Session, steps: Iterable[Step]) -> Task
         retry_condition_fn=tries_again,
         tags=[HEAVY_TAG] if heavy else [],
     )
-
-
-def _missing(bench: Workbench, steps: Iterable[Step]) -> list[Step]:
-    root = bench.study.store
-    return [step for step in steps if not store.is_published(root, step.address, step.key)]
 
 
 def _beside(bench: Workbench) -> Path:

@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
     with writing(bench):
         if bench.pending():
             with (
-                keep_log(bench.study.store, command="run") as log,
+                keep_log(bench.study.work, command="run") as log,
                 connected(
                     bench.study,
                     n_workers=arguments.workers,
@@ -188,10 +188,11 @@ def status(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     """Read every published byte and compare it with its seal."""
     from kconn.io import store
+    from kconn.io.storage import find_place, is_remote
     from kconn.study.file import read_study
 
-    path = Path(arguments.study)
-    root = path if path.is_dir() else read_study(path).store
+    named = arguments.study
+    root = find_place(named) if is_remote(named) or Path(named).is_dir() else read_study(named).store
     addresses, findings = store.verify(root)
     for finding in findings:
         _say(f"E-STORE-CORRUPT [{finding.place}] {finding.problem}")

@@ -86,6 +86,11 @@ CODES: Final[dict[str, str]] = {
     "E-STORE-UNSEALED": "A group of the store was never sealed.",
     "E-STORE-CORRUPT": "A stored chunk, manifest or pointer does not match its checksum.",
     "E-STORE-LOCKED": "Another process is writing to this store.",
+    "E-STORE-LOST": "Another process wrote to this store, or took it over, while this one was writing.",
+    # object storage
+    "E-BUCKET": "The bucket of the store does not exist, or its storage cannot hold a store.",
+    "E-CREDENTIALS": "The object storage refuses the credentials, or there are none.",
+    "E-ENDPOINT": "The object storage does not answer, or answers with an error.",
     # resources
     "E-PERMISSION": "A file or folder may not be written or read.",
     "E-DISK": "The disk is full, or has less room than the plan needs.",

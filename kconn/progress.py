@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -22,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from kconn.execution import Event, Listener
+from kconn.io.storage import Place
 from kconn.stages.running import find_running
 from kconn.study.plan import Step
 
@@ -59,7 +59,7 @@ class _Tests(ProgressColumn):
 
     max_refresh = 1.0
 
-    def __init__(self, root: Path, steps: Sequence[Step]) -> None:
+    def __init__(self, root: Place, steps: Sequence[Step]) -> None:
         super().__init__()
         self._root = root
         self._steps = [step for step in steps if step.stage == "test"]
@@ -73,7 +73,7 @@ class _Tests(ProgressColumn):
 
 
 @contextmanager
-def show_progress(console: Console, steps: Sequence[Step], root: Path) -> Iterator[Listener]:
+def show_progress(console: Console, steps: Sequence[Step], root: Place) -> Iterator[Listener]:
     """Show one bar per stage while steps end; where there is no terminal, one line per finished stage.
 
     Parameters

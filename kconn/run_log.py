@@ -17,7 +17,6 @@ from typing import IO, Any, Final
 
 from kconn.errors import KconnError
 from kconn.execution import Event
-from kconn.io.store import work_folder
 from kconn.versions import code_version
 
 #: Logs that are kept; older ones go when a new one begins.
@@ -48,20 +47,20 @@ class RunLog:
 
 
 @contextmanager
-def keep_log(root: Path, *, command: str, run_id: str | None = None) -> Iterator[RunLog]:
+def keep_log(work: Path, *, command: str, run_id: str | None = None) -> Iterator[RunLog]:
     """Open the log of a run and close it with how the run ended.
 
     Parameters
     ----------
-    root
-        The store; the log goes into the folder of logs beside it.
+    work
+        `Study.work`; the log goes into a folder of logs in it.
     command
         What is run.
     run_id
         The id, where something else has given it one.
     """
     run_id = run_id or uuid.uuid4().hex[:12]
-    folder = logs_folder(root)
+    folder = logs_folder(work)
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob("*.jsonl"))[: 1 - _KEPT]:
         old.unlink(missing_ok=True)
@@ -80,9 +79,9 @@ def keep_log(root: Path, *, command: str, run_id: str | None = None) -> Iterator
         log.write("end", {"outcome": "done"})
 
 
-def logs_folder(root: Path) -> Path:
-    """Return the folder of the logs of a store."""
-    return work_folder(root) / "logs"
+def logs_folder(work: Path) -> Path:
+    """Return the folder of the logs of a study."""
+    return work / "logs"
 
 
 def _now() -> datetime:

@@ -64,7 +64,7 @@ def watch_status(bench: Workbench, console: Console) -> None:
     with Live(status_as_table(bench, left), console=console, auto_refresh=False) as live:
         while left:
             time.sleep(_PAUSE)
-            left = [step for step in left if not store.is_published(bench.study.store, step.address, step.key)]
+            left = bench.missing(left)
             live.update(status_as_table(bench, left), refresh=True)
 
 

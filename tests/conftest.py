@@ -7,6 +7,7 @@ import pytest
 from prefect.testing.utilities import prefect_test_harness
 
 from tests.acceptance import Acceptance
+from tests.bucket import Bucket
 from tests.warm_shell import WarmShell
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -33,6 +34,13 @@ def prefect_server() -> Iterator[None]:
     """A Prefect server of the test run, with a database that goes with it."""
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Bucket]:
+    """A local server of S3 with an empty bucket, in the environment of the test run."""
+    with Bucket() as bucket:
+        yield bucket
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def add_subject(folder, label, *, row=True):
 
 def last_log(study):
     """Return the lines of the log of the last run of a study."""
-    path = max(logs_folder(study.parent / "study.zarr").iterdir())
+    path = max(logs_folder(study.parent / ".study.zarr.work").iterdir())
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

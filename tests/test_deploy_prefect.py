@@ -75,10 +75,16 @@ def test_watch__on_schedule_survives_the_death_of_its_worker(database, tmp_path,
         assert server.events("kconn-study.finished") == 1
         server.pause_schedules()
         wait_until(lambda: not [run for run in server.runs() if run["state_type"] in {"RUNNING", "PENDING"}], 240)
-        n_log = len(list(logs_folder(root).iterdir()))
+        n_log = len(list(logs_folder(root.with_name(".study.zarr.work")).iterdir()))
         add_subject(study.parent, f"{n_subject:03d}")
         server.prefect("event", "emit", "kconn-sessions.arrived", "--resource-id", "kconn-inputs")
-        wait_until(lambda: len(list(logs_folder(root).iterdir())) > n_log and not prepare(study).pending(), 240)
+        wait_until(
+            lambda: (
+                len(list(logs_folder(root.with_name(".study.zarr.work")).iterdir())) > n_log
+                and not prepare(study).pending()
+            ),
+            240,
+        )
         assert {where for stage, where in steps_of(study) if stage in RUN_STAGES} == {
             f"sub-{n_subject:03d}/ses-1/run-1"
         }

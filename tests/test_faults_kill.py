@@ -15,6 +15,7 @@ import pytest
 from kconn import stages
 from kconn.cli import main
 from kconn.io import store
+from kconn.io.staging import JOURNAL
 from kconn.io.store import Address, Target
 from kconn.study.workbench import prepare, writing
 from tests.small_study import published, small_study
@@ -31,7 +32,8 @@ def test_seal__killed_at_every_call_leaves_the_old_or_the_new(shell, tmp_path, c
         root = tmp_path / f"{kill_at_call}.zarr"
         assert _seal_in_fork(shell, root, "k1", kill_at_call=kill_at_call).code == -signal.SIGKILL
         assert store.verify(root)[1] == []
-        store.seal(_staged(root, "k1"))
+        target = _staged(root, "k1")
+        store.seal(target, store.stage(target))
         assert store.digest_store(root) == expected
         killed = _seal_in_fork(shell, root, "k2", kill_at_call=kill_at_call)  # over a published group
         assert store.verify(root) == ([_ADDRESS], [])
@@ -226,7 +228,8 @@ _OPTIONS = {"sessions": ("pre", "post"), "n_subjects_per_group": 1, "contrasts":
 def seal_one(arguments):
     """Seal a staged group; runs in a fork."""
     root, key = arguments
-    store.seal(_target(Path(root), key))
+    target = _target(Path(root), key)
+    store.seal(target, store.stage(target))
 
 
 def ingest_one(arguments):
@@ -313,7 +316,7 @@ def _state(path):
 
 def _rows_in_journal(study):
     staged = next((study.parent / ".study.zarr.work" / "staging").glob(f"{_RUN.replace('/', '.')}.ingest.*"))
-    lines = map(json.loads, (staged / store.JOURNAL).read_text().splitlines())
+    lines = map(json.loads, (staged / JOURNAL).read_text().splitlines())
     names = [name for line in lines for name in line["files"]]
     return {Path(name).name: _state(staged / name) for name in names}
 

@@ -8,62 +8,64 @@ content key.
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from kconn.io.files import sha256_bytes, write_atomic
+from kconn.io.files import sha256_bytes
+from kconn.io.storage import Place, below, storage_of
 from kconn.io.store import Address, checkpoints_folder
 
 _SUFFIX: Final = ".npz"
 _LINE: Final = 65
 
 
-def step_folder(root: Path, address: Address, key: str) -> Path:
+def step_folder(root: Place, address: Address, key: str) -> Place:
     """Return the folder of the files of one step under one content key."""
-    return checkpoints_folder(root) / f"{address.path.replace('/', '.')}.{address.step}.{key}"
+    return below(checkpoints_folder(root), _begin(address) + key)
 
 
-def save_arrays(folder: Path, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def save_arrays(folder: Place, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Keep arrays under a name; a kill leaves all or nothing."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     content = buffer.getvalue()
-    write_atomic(folder / (name + _SUFFIX), f"{_digest(name, content)}\n".encode() + content)
+    storage_of(folder).put(name + _SUFFIX, f"{_digest(name, content)}\n".encode() + content)
 
 
-def load_arrays(folder: Path, name: str) -> dict[str, npt.NDArray[Any]] | None:
+def load_arrays(folder: Place, name: str) -> dict[str, npt.NDArray[Any]] | None:
     """Return the arrays kept under a name, or None if there are none or they are damaged."""
     try:
-        content = (folder / (name + _SUFFIX)).read_bytes()
+        found = storage_of(folder).read(name + _SUFFIX)
     except OSError:
         return None
-    line, archive = content[:_LINE], content[_LINE:]
+    if found is None:
+        return None
+    line, archive = found.content[:_LINE], found.content[_LINE:]
     if line != f"{_digest(name, archive)}\n".encode():
         return None
     with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
         return {str(key): arrays[key] for key in arrays.files}
 
 
-def list_names(folder: Path) -> dict[str, float]:
+def list_names(folder: Place) -> dict[str, float]:
     """Return name -> time of the last change, in seconds since 1970, of what is kept in a folder."""
-    found = {}
-    for path in sorted(folder.glob("[!.]*" + _SUFFIX)):
-        try:
-            found[path.name.removesuffix(_SUFFIX)] = path.stat().st_mtime
-        except FileNotFoundError:  # its result was published meanwhile
-            continue
-    return found
+    times = storage_of(folder).times()
+    return {name.removesuffix(_SUFFIX): at for name, at in times.items() if name.endswith(_SUFFIX)}
 
 
-def remove_step(root: Path, address: Address) -> None:
+def remove_step(root: Place, address: Address) -> None:
     """Remove what is kept of a step, under whatever key."""
-    for folder in checkpoints_folder(root).glob(f"{address.path.replace('/', '.')}.{address.step}.*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    storage = storage_of(checkpoints_folder(root))
+    for folder in storage.folders(""):
+        if folder.startswith(_begin(address)):
+            storage.remove_all(folder)
+
+
+def _begin(address: Address) -> str:
+    return f"{address.path.replace('/', '.')}.{address.step}."
 
 
 def _digest(name: str, content: bytes) -> str:

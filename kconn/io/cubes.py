@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from kconn.chunks import plan_bold, plan_voxel_blocks
 from kconn.errors import KconnError, ResourceError, StoreError
 from kconn.io import store
-from kconn.io.files import sha256_file
+from kconn.io.staging import Staging
+from kconn.io.storage import Place, find_place
 from kconn.io.store import Address, Target
 
 # Every chunk ends in a checksum: with Zarr's default codec a flipped bit comes back as changed data.
@@ -40,10 +39,10 @@ def write_dataset(target: Target, ds: xr.Dataset) -> None:
     ResourceError
         ``E-DISK`` if the disk is full; nothing is published.
     """
-    staged = store.staging_path(target)
     with translated(target.address):
-        lay_out(staged, ds)
-        store.seal(target)
+        staging = store.stage(target)
+        lay_out(staging, ds)
+        store.seal(target, staging)
 
 
 def write_bold_stream(
@@ -84,16 +83,16 @@ def write_bold_stream(
     ResourceError
         ``E-DISK`` if the disk is full; nothing is published, and finished rows are kept for the next attempt.
     """
-    staged = store.staging_path(target)
     n_voxel = flat_index.size
     chunk_voxel, chunk_time = plan_bold(n_voxel, n_time, itemsize=dtype.itemsize)
     with translated(target.address):
-        if not (staged / store.JOURNAL).exists():
-            lay_out(staged, rest)
+        staging = store.stage(target)
+        if not staging.is_laid_out():
+            lay_out(staging, rest)
             like = _bold_like((n_voxel, n_time), dtype, bold_attrs)
-            lay_out_array(staged / "bold", like, chunks=(chunk_voxel, chunk_time), fill_value=0)
-        array = zarr.open_array(staged / "bold", mode="r+", zarr_format=3)
-        done = read_journal(staged)
+            lay_out_array(staging.array("bold"), like, chunks=(chunk_voxel, chunk_time), fill_value=0)
+        array = zarr.open_array(staging.array("bold"), mode="r+", zarr_format=3)
+        done = staging.read_journal()
         n_written = 0
         row = np.empty((chunk_time, n_voxel), dtype=dtype)
         for start, volumes in _rows(frame_blocks, flat_index, row, n_time):
@@ -102,15 +101,15 @@ def write_bold_stream(
                 for first in range(0, n_voxel, chunk_voxel):
                     block = slice(first, first + chunk_voxel)
                     array[block, start : start + len(volumes)] = np.ascontiguousarray(volumes[:, block].T)
-                column = str(start // chunk_time)
-                write_journal(staged, start, (path / column for path in (staged / "bold" / "c").iterdir()))
+                column, n_block = start // chunk_time, -(-n_voxel // chunk_voxel)
+                staging.write_journal(start, [f"bold/c/{i_block}/{column}" for i_block in range(n_block)])
                 n_written += 1
-        store.seal(target)
+        store.seal(target, staging)
     return n_written
 
 
 def stage_array(
-    staged: Path, name: str, like: xr.Variable, *, rest: xr.Dataset, chunks: tuple[int, int], fill_value: float
+    staging: Staging, name: str, like: xr.Variable, *, rest: xr.Dataset, chunks: tuple[int, int], fill_value: float
 ) -> tuple[zarr.Array[Any], set[int]]:
     """Lay out a group with one array that is filled chunk by chunk, or find it as a killed attempt left it.
 
@@ -118,10 +117,10 @@ def stage_array(
     -------
     The array, open for writing, and the numbers of the chunks that are finished.
     """
-    if not (staged / store.JOURNAL).exists():
-        lay_out(staged, rest)
-        lay_out_array(staged / name, like, chunks=chunks, fill_value=fill_value)
-    return zarr.open_array(staged / name, mode="r+", zarr_format=3), read_journal(staged)
+    if not staging.is_laid_out():
+        lay_out(staging, rest)
+        lay_out_array(staging.array(name), like, chunks=chunks, fill_value=fill_value)
+    return zarr.open_array(staging.array(name), mode="r+", zarr_format=3), staging.read_journal()
 
 
 def write_bold_rows(
@@ -157,23 +156,23 @@ def write_bold_rows(
     ResourceError
         ``E-DISK`` if the disk is full; nothing is published, and finished blocks are kept for the next attempt.
     """
-    staged = store.staging_path(target)
     n_voxel, n_time = shape
     n_block = plan_voxel_blocks(n_voxel, n_time)
     with translated(target.address):
+        staging = store.stage(target)
         like = _bold_like(shape, dtype, bold_attrs)
-        array, done = stage_array(staged, "bold", like, rest=rest, chunks=(n_block, n_time), fill_value=0)
+        array, done = stage_array(staging, "bold", like, rest=rest, chunks=(n_block, n_time), fill_value=0)
         first = next((start for start in range(0, n_voxel, n_block) if start not in done), n_voxel)
         start = first
         for block in read_rows(first, n_block) if first < n_voxel else ():
             array[start : start + len(block)] = block
-            write_journal(staged, start, [staged / "bold" / "c" / str(start // n_block) / "0"])
+            staging.write_journal(start, [f"bold/c/{start // n_block}/0"])
             start += len(block)
-        store.seal(target)
+        store.seal(target, staging)
     return -(-(start - first) // n_block)
 
 
-def open_group(root: Path, address: Address) -> xr.Dataset:
+def open_group(root: Place, address: Address) -> xr.Dataset:
     """Open a current group lazily, in the canonical voxel blocks, with ``bold`` scaled to float32.
 
     Raises
@@ -191,7 +190,7 @@ def open_group(root: Path, address: Address) -> xr.Dataset:
     return _scaled(ds) if "bold" in ds else ds
 
 
-def open_unchunked(root: Path, address: Address) -> xr.Dataset:
+def open_unchunked(root: Place, address: Address) -> xr.Dataset:
     """Open a current group without reading or chunking its numbers: whoever indexes a variable reads that part of it.
 
     Raises
@@ -216,7 +215,7 @@ def open_study(path: str | Path) -> xr.DataTree:
     Parameters
     ----------
     path
-        Folder of the store.
+        Folder of the store, or ``s3://bucket/prefix``, opened with the credentials of the environment.
 
     Returns
     -------
@@ -227,8 +226,10 @@ def open_study(path: str | Path) -> xr.DataTree:
     ------
     StoreError
         ``E-STORE-MISSING``, ``E-STORE-SCHEMA``, ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
+    ResourceError
+        ``E-BUCKET``, ``E-CREDENTIALS``, ``E-ENDPOINT`` or ``E-TLS`` on object storage.
     """
-    root = Path(path)
+    root = find_place(path)
     groups: dict[str, xr.Dataset] = {}
     order = {"ingest": 0, "denoise": 1}
     for address in sorted(store.find_published(root), key=lambda a: (a.path, order.get(a.step, 2), a.step)):
@@ -298,12 +299,12 @@ def _compressors(dtype: np.dtype[Any], size: int) -> tuple[Any, ...]:
     return _FLOAT if dtype.kind == "f" else _INTEGER
 
 
-def lay_out(staged: Path, ds: xr.Dataset) -> None:
-    """Write a Dataset into an empty staging folder."""
-    shutil.rmtree(staged, ignore_errors=True)
+def lay_out(staging: Staging, ds: xr.Dataset) -> None:
+    """Write a Dataset into a group that is made anew."""
+    staging.begin()
     ds = _storable(ds)
     encoding = {name: _encoding(ds[name]) for name in ds.variables}
-    ds.to_zarr(staged, mode="w", zarr_format=3, consolidated=False, encoding=encoding, write_empty_chunks=True)
+    ds.to_zarr(staging.group(), mode="w", zarr_format=3, consolidated=False, encoding=encoding, write_empty_chunks=True)
 
 
 def _bold_like(shape: tuple[int, int], dtype: np.dtype[Any], attrs: Mapping[str, Any]) -> xr.Variable:
@@ -311,13 +312,13 @@ def _bold_like(shape: tuple[int, int], dtype: np.dtype[Any], attrs: Mapping[str,
     return xr.Variable(("voxel", "time"), np.broadcast_to(dtype.type(0), shape), dict(attrs))
 
 
-def lay_out_array(path: Path, like: xr.Variable, *, chunks: tuple[int, ...], fill_value: float) -> None:
-    """Make an empty array of a staged group with the dims, shape, type and attrs of a variable.
+def lay_out_array(place: Any, like: xr.Variable, *, chunks: tuple[int, ...], fill_value: float) -> None:
+    """Make an empty array of a staged group, at `Staging.array`, with the dims, shape, type and attrs of a variable.
 
     Every chunk is written when it is filled, also one that holds nothing but the fill value.
     """
     zarr.create_array(
-        path,
+        place,
         shape=like.shape,
         chunks=chunks,
         dtype=like.dtype,
@@ -347,31 +348,6 @@ def _rows(
             if n_in_row == n_row or n_seen == n_time:
                 yield n_seen - n_in_row, row[:n_in_row]
                 n_in_row = 0
-
-
-def read_journal(staged: Path) -> set[int]:
-    """Return the parts of a staged group whose files are all there with the digests in the journal."""
-    journal = staged / store.JOURNAL
-    if not journal.exists():
-        journal.touch()
-        return set()
-    done = set()
-    for line in journal.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the line that the kill cut
-            break
-        files = {staged / name: digest for name, digest in entry["files"].items()}
-        if all(path.is_file() and sha256_file(path) == digest for path, digest in files.items()):
-            done.add(int(entry["start"]))
-    return done
-
-
-def write_journal(staged: Path, start: int, files: Iterable[Path]) -> None:
-    """Note that a part of a staged group, named by a number, is finished: its files with their digests."""
-    entry = {"start": start, "files": {path.relative_to(staged).as_posix(): sha256_file(path) for path in files}}
-    with (staged / store.JOURNAL).open("a") as journal:
-        journal.write(json.dumps(entry) + "\n")
 
 
 def _is_large(variable: xr.Variable) -> bool:
@@ -407,6 +383,6 @@ def _scale(raw: npt.NDArray[Any], *, scl_slope: float, scl_inter: float) -> npt.
     return scaled.astype(np.float32)
 
 
-def read_attrs(root: Path, address: Address) -> dict[str, Any]:
+def read_attrs(root: Place, address: Address) -> dict[str, Any]:
     """Return the attributes of a current group without opening its arrays."""
     return dict(zarr.open_group(store.published_group(root, address), mode="r", zarr_format=3).attrs)

@@ -7,10 +7,19 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 _BLOCK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What was read, and which version of it; a file on disk has none."""
+
+    content: bytes
+    version: str = ""
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:

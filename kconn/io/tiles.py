@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from kconn.io import store
-from kconn.io.cubes import stage_array, translated, write_journal
+from kconn.io.cubes import stage_array, translated
 from kconn.io.store import Target
 
 #: First row and first column of a tile.
@@ -55,10 +55,10 @@ def write_upper_tiles(
     ResourceError
         ``E-DISK`` if the disk is full; nothing is published, and finished tiles are kept for the next attempt.
     """
-    staged = store.staging_path(target)
-    path = staged / str(like.name)
     with translated(target.address):
-        array, done = stage_array(staged, path.name, like.variable, rest=rest, chunks=(tile, tile), fill_value=np.nan)
+        staging = store.stage(target)
+        name = str(like.name)
+        array, done = stage_array(staging, name, like.variable, rest=rest, chunks=(tile, tile), fill_value=np.nan)
         n_row = -(-like.shape[0] // tile)
         numbers = {i * n_row + j: (i * tile, j * tile) for i in range(n_row) for j in range(i, n_row)}
         todo = [(number, corner) for number, corner in numbers.items() if number not in done]
@@ -66,7 +66,6 @@ def write_upper_tiles(
             batch = todo[first : first + n_at_once]
             for (number, (row, column)), values in zip(batch, compute([corner for _, corner in batch]), strict=True):
                 array[row : row + values.shape[0], column : column + values.shape[1]] = values
-                chunk = path / "c" / str(row // tile) / str(column // tile)
-                write_journal(staged, number, [chunk])
-        store.seal(target)
+                staging.write_journal(number, [f"{name}/c/{row // tile}/{column // tile}"])
+        store.seal(target, staging)
     return len(todo)

@@ -8,6 +8,7 @@ from pathlib import Path
 import xarray as xr
 
 from kconn.io import checkpoints, cubes, store
+from kconn.io.storage import Place
 from kconn.io.store import Address, Target
 from kconn.study.plan import Step
 from kconn.versions import software_versions
@@ -31,7 +32,7 @@ class Job:
 
     step: Step
     folder: Path
-    root: Path
+    root: Place
     code: str
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from kconn.infer.checkpoint import SEEN, Checkpoint
 from kconn.infer.hypotheses import TESTED
 from kconn.io import checkpoints
+from kconn.io.storage import Place
 from kconn.kernels.tallies import TAILS
 from kconn.kernels.thresholds import Threshold, estimate_threshold
 from kconn.study.plan import Step
@@ -58,13 +58,13 @@ class Running:
         return f"{part}{self.n_done:,} of {self.n_perm:,} permutations{seen}{limits}"
 
 
-def bind_checkpoint(root: Path, step: Step) -> Checkpoint:
+def bind_checkpoint(root: Place, step: Step) -> Checkpoint:
     """Return the checkpoint of a step."""
     folder = checkpoints.step_folder(root, step.address, step.key)
     return Checkpoint(load=partial(checkpoints.load_arrays, folder), save=partial(checkpoints.save_arrays, folder))
 
 
-def find_running(root: Path, steps: Iterable[Step]) -> Iterator[Running]:
+def find_running(root: Place, steps: Iterable[Step]) -> Iterator[Running]:
     """Yield the tests among unpublished steps that have finished a range of relabellings."""
     for step in steps:
         folder = checkpoints.step_folder(root, step.address, step.key)
@@ -77,7 +77,7 @@ def find_running(root: Path, steps: Iterable[Step]) -> Iterator[Running]:
                 yield running
 
 
-def _read_running(folder: Path, names: Mapping[str, float], step: Step) -> Running | None:
+def _read_running(folder: Place, names: Mapping[str, float], step: Step) -> Running | None:
     kept = [arrays for arrays in (checkpoints.load_arrays(folder, name) for name in names) if arrays is not None]
     if not kept:
         return None

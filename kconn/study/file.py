@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from kconn.clean.confounds import PRESETS, STRATEGIES, Strategy, find_strategy
 from kconn.cluster_table import ClusterTable
 from kconn.errors import StudyFileError, first_of
+from kconn.io.objects import parse_place
+from kconn.io.storage import Place, beside, is_remote, work_name
 from kconn.study.cleaning_tables import (
     MASKS_OF,
     CompcorTable,
@@ -24,7 +27,7 @@ from kconn.study.cleaning_tables import (
 )
 from kconn.study.connection_tables import ConnectivityTable, DenseTable, IcaTable, MapsTable, NodesTable
 from kconn.study.family_tables import BlocksTable, FamiliesTable, ReliabilityTable, VisitTable
-from kconn.study.input_tables import InputsTable, StudyTable
+from kconn.study.input_tables import InputsTable, StorageTable, StudyTable
 from kconn.study.table import NAME, Table
 from kconn.study.test_tables import OF_ROWS, OF_STATISTIC, ContrastTable, PermutationTable, SurfacesTable
 
@@ -52,6 +55,8 @@ class Study(Table):
 
     schema_version: Literal[1] = 1
     study: StudyTable
+    #: Left out of what is printed as parameters, as `cluster` is.
+    storage: Annotated[StorageTable, Field(exclude=True)] = Field(default_factory=StorageTable)
     inputs: InputsTable
     denoise: DenoiseTable = Field(default_factory=DenoiseTable)
     strategies: dict[Annotated[str, Field(pattern=NAME)], StrategyTable] = Field(default_factory=dict)
@@ -241,9 +246,17 @@ class Study(Table):
         return PermutationTable.model_validate({**{k: v for k, v in shared.items() if k not in left}, **own})
 
     @property
-    def store(self) -> Path:
-        """Folder of the store."""
+    def store(self) -> Place:
+        """The store: a folder, or a place on object storage."""
+        if is_remote(self.study.store):
+            return parse_place(self.study.store, **self.storage.model_dump())
         return self.folder / self.study.store
+
+    @property
+    def work(self) -> Path:
+        """Folder on the disk for logs and remembered digests: beside the store, or else beside the study file."""
+        store = self.store
+        return beside(store) if isinstance(store, Path) else self.folder / work_name(store)
 
     @property
     def report(self) -> Path:
@@ -311,7 +324,7 @@ def _translated(path: Path, error: ValidationError) -> list[StudyFileError]:
         if finding["type"] == "extra_forbidden":
             unknown.append(_unknown_key(path, place))
             continue
-        value = "" if isinstance(finding["input"], Mapping) else f", got {finding['input']!r}"
+        value = "" if isinstance(finding["input"], Mapping) else f", got {_without_login(finding['input'])!r}"
         named = {("nodes",), ("contrasts",), ("strategies",), ("regressors",), ("reliability",), ("visits",)}
         key = place[: 3 if place[:1] in named else 2]  # without the alternatives of a type
         wrong.setdefault(key, []).append(finding["msg"].removeprefix("Value error, ") + value)
@@ -325,6 +338,11 @@ def _translated(path: Path, error: ValidationError) -> list[StudyFileError]:
         )
         for place, messages in wrong.items()
     ]
+
+
+def _without_login(value: Any) -> Any:
+    """Return a value without the user and password that an address in it may hold."""
+    return re.sub(r"//[^/]*@", "//...@", value) if isinstance(value, str) else value
 
 
 def _unknown_key(path: Path, place: tuple[str, ...]) -> StudyFileError:
@@ -349,6 +367,7 @@ def table_model(place: tuple[str, ...]) -> type[BaseModel] | None:
     """Return the model of a table: ``()`` is the whole file, ``("nodes", "x")`` any node set."""
     tables: dict[str, type[BaseModel]] = {
         "study": StudyTable,
+        "storage": StorageTable,
         "inputs": InputsTable,
         "denoise": DenoiseTable,
         "strategies": StrategyTable,

@@ -1,11 +1,12 @@
-"""``[study]`` and ``[inputs]``: the store, the runs and the tables about people."""
+"""``[study]``, ``[storage]`` and ``[inputs]``: the store, the runs and the tables about people."""
 
 from __future__ import annotations
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from kconn.io.objects import parse_place
 from kconn.study.table import LABEL, Cell, Table
 
 _CIFTI_SERIES: Final = (".dtseries.nii", ".ptseries.nii", ".dtseries.nii.gz", ".ptseries.nii.gz")
@@ -31,8 +32,35 @@ class StudyTable(Table):
     """``[study]``: name and place of the store."""
 
     name: Annotated[str, Field(min_length=1, description="shown in the report")]
-    store: Annotated[str, Field(description="folder of the store, relative to this file")] = "study.zarr"
+    store: Annotated[str, Field(description="folder of the store, relative to this file, or s3://bucket/prefix")] = (
+        "study.zarr"
+    )
     report: Annotated[str, Field(description="the HTML report, relative to this file")] = "report.html"
+
+    @field_validator("store")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        if "://" in value:
+            parse_place(value)
+        return value
+
+
+class StorageTable(Table):
+    """``[storage]``: where requests to object storage go; credentials are never written here."""
+
+    endpoint: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^/@\s]+/?$",
+            description="address of the storage; not set: AWS_ENDPOINT_URL, or Amazon",
+        ),
+    ] = None
+    region: Annotated[
+        str | None, Field(pattern=r"^[A-Za-z0-9-]+$", description="region of the bucket; not set: AWS_REGION")
+    ] = None
+    insecure: Annotated[
+        bool, Field(description="allow http:// to another machine: whoever is on the way reads the data")
+    ] = False
 
 
 class InputsTable(Table):

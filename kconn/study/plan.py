@@ -14,7 +14,7 @@ from kconn.connect.dense_connectome import TILE
 from kconn.connect.merge_tree import plan_merges
 from kconn.io.digests import digest_files
 from kconn.io.files import canonical_json, sha256_bytes
-from kconn.io.store import Address, work_folder
+from kconn.io.store import Address
 from kconn.study.connection_tables import DenseTable, IcaTable, MapKind, NodesTable
 from kconn.study.examination import RunFacts
 from kconn.study.families import choose_node_sets, list_families, nodes_with_netmats, plan_blocks
@@ -213,7 +213,7 @@ class _Builder:
         self.families = list_families(study)
         self.sets = nodes_with_netmats(study, survey.node_coords)
         self.blocks = plan_blocks(study, self.families, self.sets)
-        memory = None if rehash else work_folder(study.store)
+        memory = None if rehash else study.work
         self.digests = digest_files(study.folder, paths, memory=memory)
         self.ingested: list[Step] = []
         self.denoised: list[Step] = []

@@ -15,6 +15,7 @@ from kconn.infer.design import NO_RUN
 from kconn.infer.formulas import evaluate_formula
 from kconn.io import layout, layout_hcp, tables
 from kconn.io.layout import Run
+from kconn.io.objects import ObjectFolder
 from kconn.study.contrasts import Arrangement, arrange_test
 from kconn.study.examination import RunFacts, collected, examine
 from kconn.study.family_checks import check_families, check_reliability
@@ -217,6 +218,8 @@ def _include(
 def _check_outputs(study: Study, problems: list[KconnError]) -> None:
     """Refuse a store or report that cannot be where the study file wants it."""
     for key, path in (("store", study.store), ("report", study.report)):
+        if isinstance(path, ObjectFolder):  # a bucket is asked when it is opened
+            continue
         above = next(folder for folder in path.parents if folder.exists())
         if not above.is_dir() or (path.exists() and path.is_dir() != (key == "store")):
             problems.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from kconn import cluster
 from kconn.cluster_table import ClusterKind, ClusterTable
 from kconn.errors import ResourceError, SchemaError
 from kconn.io import store
+from kconn.io.storage import free_bytes
 from kconn.stages import Job
 from kconn.study.file import Study, read_study
 from kconn.study.plan import Plan, Step, make_plan
@@ -36,8 +37,13 @@ class Workbench:
 
     def pending(self) -> list[Step]:
         """Return the steps whose results are not published."""
-        root = self.study.store
-        return [step for step in self.plan.steps if not store.is_published(root, step.address, step.key)]
+        return self.missing(self.plan.steps)
+
+    def missing(self, steps: Iterable[Step]) -> list[Step]:
+        """Return those of some steps whose results are not published."""
+        steps = list(steps)
+        found = store.are_published(self.study.store, [(step.address, step.key) for step in steps])
+        return [step for step, published in zip(steps, found, strict=True) if not published]
 
 
 def prepare(path: str | Path, *, rehash: bool = False, without: Collection[str] = ()) -> Workbench:
@@ -72,14 +78,14 @@ def writing(bench: Workbench) -> Iterator[None]:
     StoreError
         ``E-STORE-LOCKED`` or ``E-STORE-SCHEMA``.
     ResourceError
-        ``E-DISK``.
+        ``E-DISK``; on object storage ``E-BUCKET``, ``E-CREDENTIALS``, ``E-ENDPOINT`` or ``E-TLS``.
     """
     root = bench.study.store
     with store.locked(root):
         store.create_store(root)
         needed = sum(step.estimate.bytes_written for step in bench.pending())
-        free = store.free_bytes(root)
-        if needed > free:
+        free = free_bytes(root)
+        if free is not None and needed > free:
             raise ResourceError(
                 "E-DISK",
                 f"the plan may write {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free",
