@@ -130,7 +130,7 @@ def average_visits(cohort: xr.DataArray, visits: Mapping[str, Sequence[str]]) ->
     InputError
         As `kconn.connect.cohort.average_sessions`.
     """
-    return average_sessions(cohort.to_dataset(name="tested"), visits)["tested"]
+    return average_sessions(cohort.to_dataset(name="tested"), visits)["tested"].drop_vars("n_session")
 
 
 def run_test(
