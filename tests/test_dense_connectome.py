@@ -136,3 +136,13 @@ def test_estimate_parcel_connectome__leaves_voxels_without_signal_out():
     out = estimate_parcel_connectome([one], nodes_from_labels(labels, np.eye(4)))
     dense = estimate_dense_connectome([one])["dense"].to_numpy()
     np.testing.assert_allclose(out["dense_mean"][0, 1], np.nanmean(dense[:60, 60:]), atol=1e-6)
+
+
+@pytest.mark.parametrize("n_row", [1, 256, 300])
+def test_add_products__adds_to_a_tile_and_leaves_it_as_it_was(n_row):
+    rng = np.random.default_rng(n_row)
+    a, b, tile = (rng.normal(size=shape).astype("f4") for shape in ((n_row, 20), (33, 20), (n_row, 33)))
+    before = tile.copy()
+    np.testing.assert_allclose(kernel.add_products(tile, a, b), before + a @ b.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(tile, before)
+    np.testing.assert_array_equal(kernel.add_products(None, a, b), a @ b.T)

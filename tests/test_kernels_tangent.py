@@ -67,3 +67,10 @@ def test_geometric_mean__gives_up(matrices, monkeypatch):
     monkeypatch.setattr(kernel, "MAX_STEPS", 1)
     with pytest.raises(InputError, match="did not settle in 1 steps"):
         kernel.geometric_mean(matrices)
+
+
+def test_geometric_mean__threads_change_no_bit(matrices):
+    mean = kernel.geometric_mean(matrices)
+    np.testing.assert_array_equal(kernel.geometric_mean(matrices, n_thread=4), mean)
+    alone = kernel.project_tangent(matrices, mean=mean)
+    np.testing.assert_array_equal(kernel.project_tangent(matrices, mean=mean, n_thread=9), alone)

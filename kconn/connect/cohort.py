@@ -13,7 +13,7 @@ from kconn import schema
 from kconn.connect.netmats import AR1_KINDS, NODE_LABELS, PARTIAL_KINDS, null_scale
 from kconn.errors import InputError, SchemaError
 from kconn.kernels import cohort as kernel
-from kconn.kernels.blas import single_thread
+from kconn.kernels.blas import count_threads, single_thread
 from kconn.kernels.netmats import count_nodes, pack_edges, unpack_edges
 from kconn.kernels.tangent import geometric_mean
 from kconn.kernels.tangent import project_tangent as project_tangent_space
@@ -399,10 +399,11 @@ def _project(edges: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[Any], np
     matrices = unpack_edges(edges, diagonal=1)
     good = np.flatnonzero(kernel.find_complete(matrices.sum(axis=0)))
     tangent, reference = np.full_like(matrices, np.nan), np.full_like(matrices[0], np.nan)
+    n_thread = count_threads()
     with single_thread():
         inner = matrices[:, good[:, None], good]
-        mean = geometric_mean(inner)
-        tangent[:, good[:, None], good] = project_tangent_space(inner, mean=mean)
+        mean = geometric_mean(inner, n_thread=n_thread)
+        tangent[:, good[:, None], good] = project_tangent_space(inner, mean=mean, n_thread=n_thread)
         reference[np.ix_(good, good)] = mean
     return pack_edges(tangent), pack_edges(reference)
 

@@ -291,10 +291,8 @@ def _add_run(
 ) -> Single:
     """Add what one run contributes to a tile."""
     a, b = (kernel.unit_rows(np.asarray(x), kept=kept, weight=1 / n_run) for x in (rows, columns))
-    tile = np.zeros((len(a), len(b)), dtype=np.float32) if made is None else made.copy()
     with single_thread():
-        kernel.add_products(tile, a, b)
-    return tile
+        return kernel.add_products(made, a, b)
 
 
 def _keep_both(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
-from scipy.linalg.blas import sgemm
 
 from kconn.kernels.netmats import DEAD_OF_LEVEL
 from kconn.kernels.seedmaps import standardise_rows
 
 Single = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+
+#: Rows of a product that are added at a time, so that they are still in the cache.
+ROWS: Final = 256
 
 
 def unit_rows(x: npt.NDArray[Any], /, *, kept: BoolArray, weight: float = 1.0) -> Single:
@@ -29,14 +31,20 @@ def unit_rows(x: npt.NDArray[Any], /, *, kept: BoolArray, weight: float = 1.0) -
     return rows
 
 
-def add_products(tile: Single, a: Single, b: Single, /) -> None:
-    """Add the products of rows ``a`` (voxel, time) and ``b`` (voxel_j, time) to ``tile`` (voxel, voxel_j), in place.
+def add_products(tile: Single | None, a: Single, b: Single, /) -> Single:
+    """Return the products of rows ``a`` (voxel, time) and ``b`` (voxel_j, time), on top of ``tile`` where there is one.
 
-    One call of BLAS on the memory as it lies: nothing is copied.
+    In NumPy's product, which lets other threads run meanwhile; SciPy's calls of BLAS do not.
     """
-    updated = sgemm(1.0, b.T, a.T, beta=1.0, c=tile.T, trans_a=True, overwrite_c=True)
-    if not np.shares_memory(updated, tile):
-        raise ValueError("tile is not contiguous: BLAS has copied it")
+    if tile is None:
+        return a @ b.T
+    total = np.empty_like(tile)
+    part = np.empty((min(ROWS, len(a)), len(b)), dtype=np.float32)
+    for first in range(0, len(a), ROWS):
+        rows = slice(first, min(first + ROWS, len(a)))
+        product = np.matmul(a[rows], b.T, out=part[: rows.stop - first])
+        np.add(tile[rows], product, out=total[rows])
+    return total
 
 
 def start_strongest(n_voxel: int, n_strongest: int, /) -> tuple[npt.NDArray[np.int32], Single]:
