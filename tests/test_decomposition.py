@@ -1,11 +1,17 @@
 """Group PCA and ICA: against one SVD of everything, with planted sources, in any order and any chunks."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
+from benchmarks import bench_group_pca
 from kconn.connect.decomposition import find_components, match_templates, merge_reduced, reduce_run
 from kconn.errors import InputError, SchemaError
 from kconn.kernels.group_pca import estimate_dimension
@@ -224,3 +230,11 @@ def test_find_sources__agrees_with_itself_over_starts():
     assert (found.stability > 0.99).all()
     other = find_sources(axes, n_start=6, seed=9)
     assert (np.abs(np.corrcoef(found.sources, other.sources)[:4, 4:]).max(axis=1) > 0.999).all()
+
+
+@pytest.mark.slow
+def test_merge_reduced__memory_is_that_of_blocks_and_not_of_runs():
+    """A quarter of the frames of HCP in half of the memory: eight such runs in float64 are 1.75 GB, before any copy."""
+    command = [sys.executable, "-m", "benchmarks.bench_group_pca", "300"]
+    done = subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    assert json.loads(done.stdout)["peak_rss_gb"] < bench_group_pca.LIMIT_GB / 2
