@@ -6,6 +6,7 @@ import tracemalloc
 from dataclasses import replace
 
 import pytest
+import xarray as xr
 
 from kconn.cluster import connect
 from kconn.errors import ResourceError
@@ -44,8 +45,8 @@ def on_paper(bench, n_run, n_voxel, n_time):
         )
         for i in range(n_run)
     )
-    names = {"sim": tuple(f"{i}" for i in range(100))}
-    return replace(bench.survey, runs=runs, node_names=names)
+    coords = {"sim": xr.Dataset(coords={"node": [f"{i}" for i in range(100)]})}
+    return replace(bench.survey, runs=runs, node_coords=coords)
 
 
 def plan_of(bench, survey):
