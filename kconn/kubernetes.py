@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from kconn.cluster_table import ClusterTable
@@ -19,6 +19,21 @@ API: Final = "kubernetes.dask.org/v1"
 CERTIFICATES: Final = "/etc/kconn/tls"
 #: Where workers, and the process that runs the study, see the studies.
 STUDIES: Final = "/study"
+#: Dask's operator scales by what the scheduler answers over HTTP: it speaks no TLS, and ``api`` is off by default.
+_ASKED_BY_THE_OPERATOR: Final = {
+    "distributed.scheduler.http.routes": [
+        f"distributed.http.{route}"
+        for route in (
+            "scheduler.prometheus",
+            "scheduler.info",
+            "scheduler.json",
+            "scheduler.api",
+            "health",
+            "proxy",
+            "statics",
+        )
+    ]
+}
 _USER: Final = 10001
 _NO_RIGHTS: Final = {
     "allowPrivilegeEscalation": False,
@@ -39,7 +54,8 @@ def started_in_kubernetes(table: ClusterTable) -> Iterator[str]:
         ``E-WORKER`` if the cluster refuses, or Dask's operator is not installed there.
     """
     try:
-        import kr8s  # noqa: PLC0415 - an optional extra
+        import httpx  # noqa: PLC0415 - an optional extra
+        import kr8s  # noqa: PLC0415
         from kr8s.objects import new_class  # noqa: PLC0415
     except ImportError as error:
         raise SchemaError(
@@ -56,7 +72,14 @@ def started_in_kubernetes(table: ClusterTable) -> Iterator[str]:
                 made = new_class(spec["kind"], API, asyncio=False)(spec, namespace=table.namespace)
                 made.create()
                 created.append(made)
-        except (kr8s.APITimeoutError, kr8s.ConnectionClosedError, kr8s.ServerError, ValueError) as error:
+        except (
+            kr8s.APITimeoutError,
+            kr8s.ConnectionClosedError,
+            kr8s.ServerError,
+            httpx.TransportError,  # nobody answers
+            OSError,  # no token, or a certificate that is not good
+            ValueError,  # no credentials at all
+        ) as error:
             raise ResourceError(
                 "E-WORKER",
                 f"the Kubernetes API gives no workers: {error}",
@@ -66,7 +89,8 @@ def started_in_kubernetes(table: ClusterTable) -> Iterator[str]:
         yield table.address or f"{_protocol(table)}://{name}-scheduler.{table.namespace}:8786"
     finally:
         for made in reversed(created):
-            made.delete()
+            with suppress(kr8s.NotFoundError):  # somebody was faster
+                made.delete()
 
 
 def describe_objects(name: str, table: ClusterTable) -> list[dict[str, Any]]:
@@ -128,6 +152,8 @@ def _worker(name: str, table: ClusterTable) -> dict[str, Any]:
 
 def _container(role: str, table: ClusterTable, args: list[str], *, cpu: str, memory: str) -> dict[str, Any]:
     settings = SETTINGS if table.insecure else {**SETTINGS, **GUARDED}
+    if role == "scheduler":
+        settings = {**settings, **_ASKED_BY_THE_OPERATOR}
     amounts = {"cpu": cpu, "memory": memory, "ephemeral-storage": "8Gi"}
     mounts: list[dict[str, Any]] = [{"name": "scratch", "mountPath": "/scratch"}, {"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - of the pod
     if role == "worker":

@@ -1,6 +1,7 @@
 """What a run asks of the Kubernetes API, by the real client library, of a server that answers as the API does."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -50,18 +51,22 @@ def api(tmp_path, monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
         server.seen, server.refuses = [], False
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "a", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "a", "user": {}}],
-            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
-            "current-context": "a",
-        }
-        (tmp_path / "config").write_text(json.dumps(config))
+        _write_config(tmp_path / "config", server.server_port)
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
         yield server
         server.shutdown()
+
+
+def _write_config(path, port):
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "a", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "a", "user": {}}],
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "current-context": "a",
+    }
+    path.write_text(json.dumps(config))
 
 
 @pytest.fixture
@@ -98,3 +103,13 @@ def test_connect__says_what_the_api_refused(api):
         pass
     assert caught.value.code == "E-WORKER"
     assert {path for _, path in api.seen} == {f"{DASK}/daskclusters"}
+
+
+def test_connect__says_that_no_api_answers(tmp_path, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        _write_config(tmp_path / "config", taken.getsockname()[1])
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        with pytest.raises(ResourceError, match="gives no workers") as caught, connect(table("tcp://127.0.0.1:1")):
+            pass
+    assert caught.value.code == "E-WORKER"
