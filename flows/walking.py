@@ -30,9 +30,11 @@ from kconn.cluster import cores
 from kconn.errors import KconnError, StoreError, unforeseen
 from kconn.execution import Event, run_chain, run_cohort_step
 from kconn.io import store
+from kconn.lost_workers import telling_of_lost_workers
 from kconn.overdue import stop_work, watched
 from kconn.report.study import write_study_report
 from kconn.run_log import RunLog, keep_log
+from kconn.stalled import watched_for_stalls
 from kconn.study.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
 from kconn.study.workbench import Workbench, connected, refuse_what_does_not_fit, reported, writing
 
@@ -82,6 +84,8 @@ def opened(bench: Workbench, resources: Resources, *, command: str) -> Iterator[
         ) as client,
         reported(client, _beside(bench) if resources.performance_report else None),
         watched(client, 60 * resources.step_minutes),
+        watched_for_stalls(client),
+        telling_of_lost_workers(client, lambda lost: log.warning("%s", lost)),
     ):
         log.info("run %s of kconn; log %s", run_id, kept.name)
         refuse_what_does_not_fit(bench, client)

@@ -137,8 +137,10 @@ def plan(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing of a study and write its report."""
     from kconn.execution import both, run_plan
+    from kconn.lost_workers import telling_of_lost_workers
     from kconn.progress import show_progress
     from kconn.run_log import keep_log
+    from kconn.stalled import watched_for_stalls
     from kconn.study.workbench import connected, prepare, refuse_what_does_not_fit, reported, writing
 
     bench = prepare(arguments.study, rehash=arguments.rehash)
@@ -156,12 +158,16 @@ def run(arguments: argparse.Namespace) -> int:
                     tls=arguments.tls,
                 ) as client,
                 reported(client, arguments.performance_report),
+                watched_for_stalls(client),
             ):
                 console.print(f"run {log.run_id}, log: {log.name}", highlight=False)
                 refuse_what_does_not_fit(bench, client)
                 if client is not None:
                     console.print(f"dashboard: {client.dashboard_link}", highlight=False)
-                with show_progress(console, bench.plan.steps, bench.study.store) as listen:
+                with (
+                    show_progress(console, bench.plan.steps, bench.study.store) as listen,
+                    telling_of_lost_workers(client, lambda lost: console.print(str(lost), highlight=False)),
+                ):
                     run_plan(bench.plan, bench.bind, client=client, listen=both(listen, log.listen))
         else:
             console.print(f"nothing to do: all {len(bench.plan.steps)} results are there")

@@ -20,6 +20,7 @@ import psutil
 from distributed import Client, LocalCluster
 from distributed.deploy.cluster import Cluster
 from distributed.security import Security
+from distributed.utils import silence_logging_cmgr
 
 from kconn.cluster_table import ClusterKind, ClusterTable
 from kconn.dask_settings import SETTINGS
@@ -70,7 +71,11 @@ def connect(
         table = table.model_copy(update={"kind": "address", "address": address})
     if n_workers is not None:
         table = table.model_copy(update={"workers": n_workers, "max_workers": None})
-    with dask.config.set(SETTINGS), _OPEN[table.kind](table, folder) as client:
+    with (
+        dask.config.set(SETTINGS),
+        silence_logging_cmgr(logging.CRITICAL),  # what befalls workers and scheduler is told in words of our own
+        _OPEN[table.kind](table, folder) as client,
+    ):
         yield client
 
 

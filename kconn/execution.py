@@ -14,8 +14,9 @@ from distributed.client import FutureCancelledError
 from kconn import stages
 from kconn.errors import KconnError, ResourceError
 from kconn.io.store import Address
-from kconn.overdue import OVERDUE, stop_work
+from kconn.overdue import OVERDUE, begin_no_more, stop_work
 from kconn.stages import Job, Outcome
+from kconn.stalled import NO_DISK, NO_MEMORY
 from kconn.study.plan import Plan, Step
 
 
@@ -33,6 +34,10 @@ class Event:
 Listener = Callable[[Event], None]
 #: Stage -> how Dask's dashboard groups its tasks, where not by the name of the stage.
 TASK_GROUPS: Final = {"nodes": "connect-nodes", "netmat": "connect-netmat", "map": "connect-map"}
+#: Errors that every other step would meet as well: none is begun after one of these.
+_ENDS_ALL: Final = frozenset({"E-DISK"})
+#: Reason with which steps are cancelled after such an error.
+_NOT_BEGUN: Final = "not begun"
 #: Chains that must kill a worker on their own before the machine is held too small for all.
 _ENOUGH: Final = 2
 
@@ -51,7 +56,7 @@ def run_plan(plan: Plan, job: Callable[[Step], Job], *, client: Client | None, l
     """Run every step that is not yet published.
 
     A step that fails stops only those that need it; the others go on, so that nothing that could be finished has to
-    be redone. Then the first error is raised.
+    be redone. Then the first error is raised. A full disk stops all at once.
 
     Parameters
     ----------
@@ -106,9 +111,9 @@ def run_cohort_step(job: Job, client: Client | None, listen: Listener) -> None:
 
 
 def _run_here(chains: Iterable[list[Job]], listen: Listener) -> list[KconnError]:
-    errors = []
+    errors: list[KconnError] = []
     for chain in chains:
-        failed = False
+        failed = _ended(errors)
         for job in chain:
             if failed:
                 listen(_event(job, "skipped"))
@@ -121,11 +126,15 @@ def _run_here(chains: Iterable[list[Job]], listen: Listener) -> list[KconnError]
     return errors
 
 
+def _ended(errors: Iterable[KconnError]) -> bool:
+    return any(error.code in _ENDS_ALL for error in errors)
+
+
 def _run_cohort(jobs: Iterable[Job], client: Client | None, listen: Listener) -> list[KconnError]:
     errors: list[KconnError] = []
     missing = set()
     for job in jobs:
-        if any(up.address in missing for up in job.step.upstream):
+        if _ended(errors) or any(up.address in missing for up in job.step.upstream):
             missing.add(job.step.address)
             listen(_event(job, "skipped"))
             continue
@@ -143,8 +152,7 @@ def _run_over(client: Client | None, job: Job) -> Outcome:
         return stages.run_job(job, scheduler=client or "threads")
     except KconnError as error:
         if isinstance(error.__cause__, FutureCancelledError):
-            overdue = error.__cause__.reason == OVERDUE
-            raise (_overdue(job) if overdue else _lost(job, error.__cause__)) from error
+            raise _cancelled(job, error.__cause__) from error
         if isinstance(error.__cause__, KilledWorker):
             raise _killed(job, error.__cause__) from error
         raise
@@ -193,22 +201,26 @@ def _submit(
             key = _task_key(job.step, again=is_last_try)
             before = client.submit(_run_after, before, job, key=key, priority=-priority, pure=False)
             futures[before] = job
-    errors = []
+    errors: list[KconnError] = []
     lost: set[Address] = set()
+    waiting = set(futures)
     try:
         for future in as_completed(list(futures)):
             job = futures[future]
+            waiting.discard(future)
             if not is_last_try and future.status == "error" and isinstance(future.exception(), KilledWorker):
                 lost.add(job.step.address)
                 continue
             error = _report(future, job, listen)
             if error is not None:
+                if _ended([error]) and not _ended(errors):
+                    begin_no_more(client, waiting, reason=_NOT_BEGUN)
                 errors.append(error)
     except BaseException:
         stop_work(client, list(futures))
         raise
     left = [[job for job in chain if job.step.address in lost] for chain in chains]
-    return errors, [chain for chain in left if chain]
+    return errors, [] if _ended(errors) else [chain for chain in left if chain]
 
 
 def _task_key(step: Step, *, again: bool) -> str:
@@ -239,10 +251,11 @@ def _report(future: Future[Any], job: Job, listen: Listener) -> KconnError | Non
         error = _killed(job, killed)
         result = {"outcome": "failed", "seconds": 0.0, "error": error}
     except FutureCancelledError as lost:
-        if lost.reason == OVERDUE and lost.msg != future.key:  # the step before it took too long
+        before = lost.reason == OVERDUE and lost.msg != future.key  # it was the step before it that took too long
+        if before or lost.reason == _NOT_BEGUN:
             listen(_event(job, "skipped"))
             return None
-        error = _overdue(job) if lost.reason == OVERDUE else _lost(job, lost)
+        error = _cancelled(job, lost)
         result = {"outcome": "failed", "seconds": 0.0, "error": error}
     except OSError as lost:
         error = _lost(job, lost)
@@ -250,6 +263,14 @@ def _report(future: Future[Any], job: Job, listen: Listener) -> KconnError | Non
     error = result["error"]
     listen(_event(job, result["outcome"], result["seconds"], str(error or "")))
     return error
+
+
+def _cancelled(job: Job, cancelled: FutureCancelledError) -> ResourceError:
+    if cancelled.reason == OVERDUE:
+        return _overdue(job)
+    if cancelled.reason in {NO_DISK, NO_MEMORY}:
+        return _stalled(job, cancelled.reason)
+    return _lost(job, cancelled)
 
 
 def _killed(job: Job, killed: KilledWorker) -> ResourceError:
@@ -279,6 +300,17 @@ def _overdue(job: Job) -> ResourceError:
         where=job.step.where,
         rule="a step ends within the time that the run was started with",
         fix="look whether the disk or the worker is slow, allow more minutes per step, and run again",
+    )
+
+
+def _stalled(job: Job, reason: str) -> ResourceError:
+    return ResourceError(
+        "E-DISK" if reason == NO_DISK else "E-MEM",
+        f"{job.step.stage} cannot go on: {reason}",
+        where=job.step.where,
+        rule=f"a worker needs about {job.step.estimate.memory / 1e6:.0f} MB for this step, or room to spill to",
+        fix="free space on the disk of temporary files, or give each worker more memory, and run again: "
+        "finished steps are kept",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -41,12 +41,24 @@ def stop_work(client: Client, futures: Sequence[Future[Any]] | None = None, *, r
     Whoever cancels gives the store away next: nothing may go on writing to it unseen.
     """
     keys = {future.key for future in futures} if futures is not None else set(client.futures)
-    busy = [worker for worker, tasks in _computing(client).items() if keys & set(tasks)]
+    try:
+        busy = [worker for worker, tasks in _computing(client).items() if keys & set(tasks)]
+    except OSError:  # one of them went away while it was asked: whichever computes is among all
+        busy = list(client.scheduler_info(n_workers=-1)["workers"])
     stopped = [Future(key, client) for key in keys] if futures is None else list(futures)
     for future in stopped:
         client.cancel([future], reason=reason, msg=str(future.key))
     if busy:
         client.restart_workers(busy, raise_for_error=False)
+
+
+def begin_no_more(client: Client, futures: Iterable[Future[Any]], *, reason: str) -> None:
+    """Cancel those of some futures that are not being computed; what has begun goes on to its end."""
+    try:
+        begun = {key for keys in _computing(client).values() for key in keys}
+    except OSError:  # one of the workers went away while it was asked; what it was at is lost anyway
+        begun = set()
+    client.cancel([future for future in futures if future.key not in begun], reason=reason)
 
 
 def _watch(client: Client, seconds: float, done: threading.Event) -> None:

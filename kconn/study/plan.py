@@ -52,12 +52,14 @@ RUN_LIMITS: Final = {"min_frames", "min_minutes", "min_dof", "max_mean_fd", "max
 SESSION_LIMITS: Final = {"min_session_frames", "min_session_minutes"}
 #: Stage -> values (voxels by frames) per second of one core; test: relabelled values. Round numbers, see
 #: docs/reliability.md.
-RATES: Final = {"ingest": 36e6, "denoise": 11e6, "nodes": 21e6, "test": 2e10}
+RATES: Final = {"ingest": 36e6, "denoise": 11e6, "nodes": 21e6, "test": 3e9}
 #: Seconds that every step takes beside its numbers, and per result that it reads.
 _STEP_SECONDS: Final = 0.1
 _READ_SECONDS: Final = 0.02
 #: Bytes that a worker needs beside its arrays: interpreter and libraries, measured as resident after import.
 _BASE_BYTES: Final = 300 * MIB
+#: Bytes that a task of a permutation test works in, however small its data.
+_TEST_SCRATCH_BYTES: Final = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -651,11 +653,13 @@ class _Builder:
         if stage == "map-test" and permutation.statistic in OF_NEIGHBOURS and self.study.surfaces is not None:
             surfaces = self._surfaces()
             params["surface_extent"] = self.study.surfaces.extent
-        n_value = permutation.n_perm * n_feature * max(1, len(cohort.upstream) - 1)
+        n_value = n_feature * max(1, len(cohort.upstream) - 1)
         estimate = Estimate(
             bytes_read=cohort.estimate.bytes_written,
             bytes_written=8 * (24 * n_feature + permutation.n_perm),
-            seconds=n_value / RATES["test"],
+            # The data as read and what is left of them after the nuisance, in float64.
+            memory=_BASE_BYTES + min(permutation.max_mem, _TEST_SCRATCH_BYTES + 2 * 8 * n_value),
+            seconds=permutation.n_perm * n_value / RATES["test"],
         )
         step = self._step(
             stage,

@@ -1,0 +1,76 @@
+"""End a wait that has no end: workers whose memory and spill disk are both full pause, and nobody says so."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from distributed import Client
+
+from kconn.overdue import stop_work
+
+#: Reasons with which the futures of a client are cancelled.
+NO_MEMORY: Final = "all workers are paused, their memory is full"
+NO_DISK: Final = "all workers are paused, their memory and the disk that they spill to are full"
+#: Seconds between two looks, and for which all workers must be paused with nothing going on.
+_LOOK: Final = 0.5
+_PATIENCE: Final = 3.0
+#: A disk with less room than this share of it, or than these bytes, is full.
+_FULL_SHARE: Final = 0.02
+_FULL_BYTES: Final = 16 * 1024 * 1024
+
+
+@contextmanager
+def watched_for_stalls(client: Client | None) -> Iterator[None]:
+    """Stop what a client waits for while all workers are paused and none computes.
+
+    A worker pauses when its memory is full and it has nowhere to put results; it goes on when what it computes at that
+    moment ends and sets memory free. When nothing is computed, nothing ever will be.
+    """
+    if client is None:
+        yield
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_watch, args=(client, done), name="kconn-stalled", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _watch(client: Client, done: threading.Event) -> None:
+    since: float | None = None
+    while not done.wait(_LOOK):
+        try:
+            if not _is_stalled(client):
+                since = None
+                continue
+            since = since or time.monotonic()
+            if time.monotonic() - since >= _PATIENCE:
+                stop_work(client, reason=NO_DISK if _is_disk_full(client) else NO_MEMORY)
+                since = None
+        except (OSError, TimeoutError, ValueError, KeyError):
+            continue  # the scheduler or a worker is away: whoever waits for a step is told so by its future
+
+
+def _is_stalled(client: Client) -> bool:
+    if not any(future.status == "pending" for future in list(client.futures.values())):
+        return False
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    paused = bool(workers) and all(worker["status"] == "paused" for worker in workers)
+    return paused and not any((client.call_stack() or {}).values())
+
+
+def _is_disk_full(client: Client) -> bool:
+    return any(client.run(_has_full_disk, on_error="return").values())
+
+
+def _has_full_disk(dask_worker: Any) -> bool:
+    found = shutil.disk_usage(dask_worker.local_directory)
+    return found.free < max(_FULL_SHARE * found.total, min(_FULL_BYTES, found.total / 2))
