@@ -53,18 +53,23 @@ def seed_maps(
     for first in range(0, x.shape[0], TILE):
         block = x[first : first + TILE]
         standardise_rows(block, frames, DEAD_OF_LEVEL, tile)
-        fisher_z_rows(unit @ tile[: block.shape[0]].T, z[:, first : first + TILE])
+        r = unit @ tile[: block.shape[0]].T
+        fisher_z_rows(r)
+        z[:, first : first + TILE] = r
     return z
 
 
-# Below FEW_TERMS the series of arctanh needs no logarithm, and no branch: eight values at a time.
+# Below FEW_TERMS the series of arctanh needs no logarithm, and no branch: eight values at a time of a contiguous row.
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def fisher_z_rows(  # pragma: no cover - compiled, invisible to coverage
-    r: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
-) -> None:
-    """Put arctanh of ``r`` (node, voxel), cut at `R_CLIP_SINGLE`, into ``out``, to 1e-6."""
+def fisher_z_rows(r: npt.NDArray[np.float32], /) -> None:  # pragma: no cover - compiled, invisible to coverage
+    """Replace ``r`` (node, voxel), cut at `R_CLIP_SINGLE`, by its arctanh, to 1e-6."""
+    whole = np.empty(r.shape[1], dtype=np.float32)
     for node in range(r.shape[0]):
-        row, z = r[node], out[node]
+        row = r[node]
+        n_large = 0
+        for v in range(row.size):
+            whole[v] = row[v]
+            n_large += int(abs(row[v]) > FEW_TERMS)
         for v in range(row.size):
             square = row[v] * row[v]
             series = np.float32(1 / 13)
@@ -73,12 +78,13 @@ def fisher_z_rows(  # pragma: no cover - compiled, invisible to coverage
             series = series * square + np.float32(1 / 7)
             series = series * square + np.float32(1 / 5)
             series = series * square + np.float32(1 / 3)
-            z[v] = row[v] + row[v] * square * series
+            row[v] = row[v] + row[v] * square * series
+        if n_large == 0:
+            continue
         for v in range(row.size):
-            size = abs(row[v])
-            if size > FEW_TERMS:
-                inside = min(R_CLIP_SINGLE, max(-R_CLIP_SINGLE, row[v]))
-                z[v] = np.float32(0.5) * np.log((1 + inside) / (1 - inside))
+            if abs(whole[v]) > FEW_TERMS:
+                inside = min(R_CLIP_SINGLE, max(-R_CLIP_SINGLE, whole[v]))
+                row[v] = np.float32(0.5) * np.log((1 + inside) / (1 - inside))
 
 
 # Sums may be taken in any order of the lanes (reassoc), else they are not vectorised; NaN keeps its meaning.
@@ -97,17 +103,17 @@ def standardise_rows(  # pragma: no cover - compiled, invisible to coverage
         else:
             for t in range(n):
                 row[t] = x[v, frames[t]]
-        mean = 0.0
-        level = 0.0
+        # One pass over the distances from the first frame: it lies among the others, so little cancels in float64.
+        first = np.float64(row[0])
+        total = 0.0
+        squares = 0.0
         for t in range(n):
-            value = np.float64(row[t])
-            mean += value
-            level += value * value
-        mean /= n
-        length = 0.0
-        for t in range(n):
-            value = row[t] - mean
-            length += value * value
+            distance = np.float64(row[t]) - first
+            total += distance
+            squares += distance * distance
+        mean = first + total / n
+        length = squares - total * total / n
+        level = length + n * mean * mean
         scale = 1 / np.sqrt(length) if length > smallest * smallest * level else np.nan
         for t in range(n):
             row[t] = np.float32((row[t] - mean) * scale)
