@@ -183,11 +183,12 @@ def test_run__makes_subject_maps_of_spatial_maps(tmp_path):
 
 
 def test_run__leaves_a_node_without_maps_out_of_the_tests(tmp_path):
-    far = {**SEEDS, "spheres": [*SEEDS["spheres"], ["nowhere", -70.0, -98.0, -58.0]]}
+    # One voxel of six lies in the brain: less than min_coverage.
+    far = {**SEEDS, "spheres": [*SEEDS["spheres"], ["edge", -70.0, -58.0, 42.0]]}
     study = small_study(tmp_path / "study", nodes={"sim": None, "seeds": {**far, "netmats": False}})
     assert cli.main(["run", str(study), "--workers", "0"]) == 0
     root = tmp_path / "study" / "study.zarr"
-    found = cubes.open_group(root, Address(path="contrasts/seeds/seedmap/groups/3-nowhere", step="map-test"))
+    found = cubes.open_group(root, Address(path="contrasts/seeds/seedmap/groups/3-edge", step="map-test"))
     assert "E-NO-FEATURES" in found.attrs["excluded"]
     joint = cubes.open_group(root, Address(path="contrasts/seeds/seedmap/groups", step="map-correction"))
     assert joint["node"].to_numpy().tolist() == ["left", "right"]

@@ -128,6 +128,34 @@ def test_survey__refuses_nodes_that_lie_in_no_run(tmp_path):
     assert "1 nodes have no voxel in any run: 'far'" in str(problem)
 
 
+def test_survey__refuses_a_label_outside_every_brain_mask(tmp_path):
+    path = small_study(tmp_path / "s")
+    image = nib.load(tmp_path / "s" / ATLAS)
+    labels = np.asarray(image.dataobj).copy()
+    mask = np.asarray(nib.load(next((tmp_path / "s").rglob("*brain_mask.nii.gz"))).dataobj) > 0
+    labels[labels == 3] = 0
+    labels[tuple(np.argwhere(~mask)[0])] = 3  # on the grid, but outside the brain
+    nib.save(nib.Nifti1Image(labels, image.affine), tmp_path / "s" / ATLAS)
+    (problem,) = survey_study(read_study(path)).problems
+    assert problem.code == "E-NODES"
+    assert "1 nodes have no voxel in any run: '3'" in str(problem)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_mean_fd": 5.0}])
+def test_survey__refuses_partial_correlations_of_too_few_degrees_of_freedom(tmp_path, limits):
+    few = {"confounds": "6P", "high_pass": 0.01, "low_pass": 0.12}
+    path = small_study(
+        tmp_path / "s", connectivity={"kinds": ["partial"]}, denoise=few, quality={"min_dof": 2, **limits}
+    )
+    survey = survey_study(read_study(path))
+    n_run, (run, *_) = len(survey.runs), survey.runs
+    assert run.n_kept == 80 > 8 >= run.df_left > 2  # more frames than nodes, but denoising takes most
+    codes = [problem.code for problem in survey.problems]
+    # Where motion may leave runs out, the study is refused because none is long enough; else for each.
+    assert codes == ["E-NETMAT-RANK"] * (1 if limits else n_run)
+    assert "degrees of freedom left by denoising) cannot tell 8 nodes apart" in str(survey.problems[0])
+
+
 def test_columns__take_networks_from_a_table(tmp_path):
     path = table_study(tmp_path, n_subject=3)
     table = pd.DataFrame({"name": list("abcd"), "network": ["DMN", "DMN", "vis", "vis"], "hemi": list("LRLR")})

@@ -194,7 +194,7 @@ def check_fit(
     filter: Filter = "cosine",  # noqa: A002 - nilearn's word
     detrend: bool = True,
     min_dof: int = MIN_DOF,
-) -> None:
+) -> tuple[int, int]:
     """Raise what `denoise` would raise about the confounds and the frames of a run, whose signal is not needed.
 
     Parameters
@@ -204,6 +204,11 @@ def check_fit(
     confounds, high_pass, low_pass, filter, detrend, min_dof
         As in `denoise`. A Butterworth filter is left aside: it costs more to set up than all else here, and what it
         takes is counted when the run is denoised.
+
+    Returns
+    -------
+    n_kept, df_left
+        Frames that are kept, and degrees of freedom that denoising leaves of them.
 
     Raises
     ------
@@ -224,7 +229,8 @@ def check_fit(
     )
     if filter == "butterworth":
         choices = replace(choices, filter="cosine", high_pass=None, low_pass=None)
-    _fit(_table(ds, choices).to_numpy(), sample_mask(ds).to_numpy(), choices)
+    fitted = _fit(_table(ds, choices).to_numpy(), sample_mask(ds).to_numpy(), choices)
+    return fitted.n_kept, fitted.df_left
 
 
 def find_dependent(ds: xr.Dataset, *, confounds: Confounds, has_high_pass: bool) -> tuple[list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,23 @@ from kconn.study.table import unless_off
 
 #: Errors that speak of one run's motion, not of the study: the run is left out, with the reason.
 LEAVES_OUT = frozenset({"E-NO-FRAMES", "E-DF"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What denoising will leave of a run.
+
+    Attributes
+    ----------
+    left_out
+        Why the run will be left out, where its tables tell that already.
+    n_kept, df_left
+        Frames and degrees of freedom that are left at most; None where the tables do not tell.
+    """
+
+    left_out: InputError | None = None
+    n_kept: int | None = None
+    df_left: int | None = None
 
 
 def known_frames(
@@ -48,8 +66,8 @@ def known_frames(
     return ds
 
 
-def rehearse_denoising(study: Study, run: xr.Dataset, strategy: Strategy) -> InputError | None:
-    """Return why a run will be left out, if its tables tell that already.
+def rehearse_denoising(study: Study, run: xr.Dataset, strategy: Strategy) -> Rehearsal:
+    """Return what denoising will leave of a run, as far as its tables tell.
 
     Parameters
     ----------
@@ -72,7 +90,7 @@ def rehearse_denoising(study: Study, run: xr.Dataset, strategy: Strategy) -> Inp
         _refuse_dependent(run, strategy, has_high_pass=has_high_pass)
     try:
         kept = _choose_frames(study, run)
-        check_fit(
+        n_kept, df_left = check_fit(
             run.assign(sample_mask=kept["sample_mask"]),
             confounds=strategy,
             high_pass=unless_off(study.denoise.high_pass),
@@ -83,12 +101,12 @@ def rehearse_denoising(study: Study, run: xr.Dataset, strategy: Strategy) -> Inp
         )
     except InputError as error:
         if error.code in LEAVES_OUT:
-            return error
+            return Rehearsal(left_out=error)
         # Frames that the change of the image will drop may hold anything.
         if error.code == "E-CONFOUND-NAN" and _needs_image(study, run):
-            return None
+            return Rehearsal()
         raise
-    return None
+    return Rehearsal(n_kept=n_kept, df_left=df_left)
 
 
 def _choose_frames(study: Study, run: xr.Dataset) -> xr.Dataset:

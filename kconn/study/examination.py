@@ -20,7 +20,7 @@ from kconn.io import cifti, layout, nifti, regressors, tables
 from kconn.io.layout import Run
 from kconn.io.nifti_header import check_t_r
 from kconn.kernels.filtering import check_band
-from kconn.study.denoise_rehearsal import known_frames, rehearse_denoising
+from kconn.study.denoise_rehearsal import Rehearsal, known_frames, rehearse_denoising
 from kconn.study.file import Study
 from kconn.study.noise_regions import load_noise_regions
 from kconn.study.table import unless_off
@@ -46,8 +46,8 @@ class RunFacts:
         A Dataset with the grid or the columns and the attrs of the run, but no data.
     regions
         Role -> path of the masks that CompCor is computed from.
-    left_out
-        Why denoising will leave the run out, where its tables tell that already.
+    rehearsal
+        What denoising will leave of the run, as far as its tables tell.
     """
 
     run: Run
@@ -59,7 +59,22 @@ class RunFacts:
     n_bytes: int
     template: xr.Dataset = field(repr=False)
     regions: Mapping[str, str] = field(default_factory=dict)
-    left_out: InputError | None = None
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
+
+    @property
+    def left_out(self) -> InputError | None:
+        """Why denoising will leave the run out, where that is known."""
+        return self.rehearsal.left_out
+
+    @property
+    def n_kept(self) -> int:
+        """Frames that are kept at most."""
+        return self.n_time if self.rehearsal.n_kept is None else self.rehearsal.n_kept
+
+    @property
+    def df_left(self) -> int | None:
+        """Degrees of freedom that denoising leaves at most, where that is known."""
+        return self.rehearsal.df_left
 
     @property
     def where(self) -> str:
@@ -93,13 +108,13 @@ def examine(study: Study, run: Run) -> RunFacts:
             rule="only volumes are smoothed; node series have no neighbours, and a surface is smoothed along itself",
             fix='set smoothing_fwhm = "none"',
         )
-    left_out = _check_confounds(study, facts)
+    rehearsal = _check_confounds(study, facts)
     if study.makes_compcor:
         _check_noise_regions(study, facts)
-    return replace(facts, left_out=left_out)
+    return replace(facts, rehearsal=rehearsal)
 
 
-def _check_confounds(study: Study, facts: RunFacts) -> InputError | None:
+def _check_confounds(study: Study, facts: RunFacts) -> Rehearsal:
     """Read every table of regressors of a run, find in them what the study asks for, and rehearse denoising."""
     denoise, where = study.denoise, facts.where
     found = regressors.read_run_regressors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -17,11 +18,14 @@ from kconn.connect.sliding_windows import plan_windows
 from kconn.connect.spatial_maps import DenseMaps, SpatialMaps
 from kconn.errors import InputError, KconnError, StudyFileError
 from kconn.grayordinates import has_grayordinates, read_grayordinates
+from kconn.io import nifti
+from kconn.kernels.parcellation import Members
 from kconn.study.connection_tables import NodesTable
 from kconn.study.examination import RunFacts, collected
 from kconn.study.file import Study
 from kconn.study.nodesets import load_nodes
 from kconn.study.surfaces import find_surfaces, load_neighbours
+from kconn.study.table import unless_off
 from kconn.study.test_tables import OF_NEIGHBOURS
 
 _NO_NODES: Final = xr.Dataset(coords={"node": np.array([], dtype=str)})
@@ -67,6 +71,7 @@ def check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError])
             _check_components(study, name, table, facts, problems)
             continue
         seen: dict[Any, xr.Dataset] = {}
+        placed: dict[Any, Members | None] = {}
         filled: set[str] = set()
         for run in facts:
             grid = _grid(run)
@@ -74,12 +79,15 @@ def check_nodes(study: Study, facts: list[RunFacts], problems: list[KconnError])
                 if grid not in seen:
                     seen[grid] = _NO_NODES
                     nodes = _load(study, name, run)
-                    filled |= _place(nodes, run)
+                    placed[grid] = _place(nodes, run)
                     seen[grid] = xr.Dataset(coords=nodes.coords())
                     if study.contrasts:
                         _check_number(table, nodes)
+                if not filled.issuperset(names := seen[grid]["node"].to_numpy().astype(str)):
+                    filled.update(names[_find_filled(placed[grid], names.size, _read_mask(study, run))])
                 if table.netmats:
-                    _check_kinds(study, run, seen[grid].sizes["node"])
+                    _check_kinds(study, run, names.size, stays=_stays(study, run))
+        _check_longest(study, name, facts, seen, problems)
         found[name] = max(seen.values(), key=lambda coords: coords.sizes["node"], default=_NO_NODES)
         with collected(problems, of=f"nodes.{name}"):
             _refuse_empty([str(node) for node in found[name]["node"].to_numpy() if str(node) not in filled])
@@ -92,7 +100,7 @@ def _refuse_empty(nodes: list[str]) -> None:
         raise InputError(
             "E-NODES",
             f"{len(nodes)} nodes have no voxel in any run: {', '.join(map(repr, nodes[:5]))}",
-            rule="each node lies in the field of view of at least one run",
+            rule="each node lies in the field of view, and in the brain mask, of at least one run",
             fix="correct their coordinates, or leave them out with 'exclude'",
         )
 
@@ -105,7 +113,7 @@ def _check_components(
     for run in facts:
         with collected(problems, run.where, of=f"nodes.{name}"):
             if table.netmats:
-                _check_kinds(study, run, n_node)
+                _check_kinds(study, run, n_node, stays=_stays(study, run))
 
 
 def _check_number(table: NodesTable, nodes: NodeSet | SpatialMaps | DenseMaps) -> None:
@@ -179,16 +187,42 @@ def check_map_grids(study: Study, facts: list[RunFacts], problems: list[KconnErr
                 )
 
 
-def _check_kinds(study: Study, run: RunFacts, n_node: int) -> None:
-    """Refuse kinds of netmat that the longest series this run can give is too short for."""
+def _check_kinds(study: Study, run: RunFacts, n_node: int, *, stays: bool) -> None:
+    """Refuse kinds of netmat that the longest series this run can give is too short for.
+
+    ``stays`` says that frames and degrees of freedom count as denoising leaves them: else the run may be left out.
+    """
+    if run.left_out is not None:
+        return
     table = study.connectivity
     for name in table.edge_kinds():
         kind = KINDS[name]
         if kind.needs_rank or (table.z == "ar1" and kind.estimator in PARTIAL_KINDS):
-            check_rank(run.n_time, n_node)
+            n_frame, df_left = (run.n_kept, run.df_left) if stays else (run.n_time, None)
+            check_rank(n_frame, n_node, df_left=df_left)
         if name == "corrsd":
             t_r = float(run.template.attrs["t_r"])
             plan_windows(run.n_time, t_r=t_r, window_s=table.window_s, step_s=table.step_s)
+
+
+def _stays(study: Study, run: RunFacts) -> bool:
+    """Say whether no limit on the quality of runs can leave this one out."""
+    limits, t_r = study.quality, float(run.template.attrs["t_r"])
+    if any(unless_off(limit) is not None for limit in (limits.max_mean_fd, limits.max_std_dvars, limits.max_censored)):
+        return False
+    return run.n_kept >= limits.min_frames and run.n_kept * t_r / 60 >= (unless_off(limits.min_minutes) or 0)
+
+
+def _check_longest(
+    study: Study, name: str, facts: list[RunFacts], seen: Mapping[Any, xr.Dataset], problems: list[KconnError]
+) -> None:
+    """Refuse kinds of netmat that no run is long enough for, whichever are left out."""
+    runs = [run for run in facts if run.left_out is None and _grid(run) in seen]
+    if not study.nodes[name].netmats or not runs or any(_stays(study, run) for run in runs):
+        return
+    longest = max(runs, key=lambda run: run.n_kept if run.df_left is None else run.df_left)
+    with collected(problems, longest.where, of=f"nodes.{name}"):
+        _check_kinds(study, longest, seen[_grid(longest)].sizes["node"], stays=True)
 
 
 def _grid(run: RunFacts) -> Any:
@@ -204,10 +238,10 @@ def _load(study: Study, name: str, run: RunFacts) -> NodeSet | SpatialMaps | Den
     return load_nodes(study.node_params(name), files, run.template)
 
 
-def _place(nodes: NodeSet | SpatialMaps | DenseMaps, run: RunFacts) -> set[str]:
-    """Check nodes against a run and return those that have a voxel, grayordinate or column in it."""
+def _place(nodes: NodeSet | SpatialMaps | DenseMaps, run: RunFacts) -> Members | None:
+    """Check nodes against a run and return what each has on its grid; None for columns and maps, which are whole."""
     if isinstance(nodes, NodeSet) and isinstance(nodes.source, Columns):
-        return set(nodes.names)
+        return None
     if "column" in run.template.coords:
         raise InputError(
             "E-NODES",
@@ -224,12 +258,26 @@ def _place(nodes: NodeSet | SpatialMaps | DenseMaps, run: RunFacts) -> set[str]:
         case SpatialMaps():
             check_maps(nodes, *_read_grid(run), where=run.where)
         case NodeSet() if is_dense:
-            members = find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
-            return {nodes.names[i] for i in np.unique(members.node)}
+            return find_dense_members(nodes, read_grayordinates(run.template), where=run.where)
         case NodeSet():
-            members = find_members(nodes, *_read_grid(run), where=run.where)
-            return {nodes.names[i] for i in np.unique(members.node)}
-    return set(nodes.names)
+            return find_members(nodes, *_read_grid(run), where=run.where)
+    return None
+
+
+def _find_filled(members: Members | None, n_node: int, mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    """Return which nodes (node,) have a voxel, in the mask where there is one."""
+    filled = np.full(n_node, fill_value=members is None)
+    if members is not None:
+        inside = np.ones(members.voxel.size, dtype=np.bool_) if mask is None else mask.ravel(order="F")[members.voxel]
+        filled[members.node[np.repeat(inside, np.diff(members.start))]] = True
+    return filled
+
+
+def _read_mask(study: Study, run: RunFacts) -> npt.NDArray[np.bool_] | None:
+    if "mask" not in run.files:
+        return None
+    grid_shape, affine = _read_grid(run)
+    return nifti.read_mask(study.folder / run.files["mask"], grid_shape=grid_shape, affine=affine, where=run.where)
 
 
 def _read_grid(run: RunFacts) -> tuple[tuple[int, int, int], npt.NDArray[np.float64]]:
