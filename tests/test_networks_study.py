@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 import kconn
 from kconn.cli import main
 from kconn.connect.families import OUTSIDE
-from kconn.errors import StudyFileError
+from kconn.errors import InputError, StudyFileError
+from kconn.study.families import plan_blocks
 from kconn.study.file import read_study
 from kconn.study.survey import survey_study
 from kconn.study.workbench import prepare
@@ -162,7 +164,7 @@ def test_plan__keeps_results_when_another_family_changes(ran):
         ('[["sgACC", "DMN"]]', '[["sgACC", "DNM"]]', "E-NODES", "'DNM' is no node, network or hemisphere"),
         ('[["sgACC", "DMN"]]', '[["sgACC", "sgACC"]]', "E-NODES", "'sgACC-DMN' has no edge"),
         ("sgACC-DMN = ", "coi = ", "E-STUDY-VALUE", "'coi' is in families.file and in families.edges"),
-        ("sgACC-DMN = ", "DMN = ", "E-NODES", "both named 'DMN'"),
+        ("sgACC-DMN = ", "DMN = ", "E-NODES", "'DMN' is both a family and the block within a network"),
         ("[blocks]", '[blocks]\nnetworks = ["DMN", "limbc"]', "E-NODES", "no network 'limbc'"),
         ("[blocks]", '[blocks]\nfamilies = ["x"]', "E-STUDY-VALUE", "blocks.families names 'x'"),
         ("[blocks]", '[blocks]\nnetworks = "none"\nfamilies = "none"', "E-NODES", "has no block"),
@@ -182,6 +184,13 @@ def test_survey__refuses_before_compute(ran, tmp_path, old, new, code, words):
     problems = survey_study(read_study(tmp_path / "study.toml")).problems
     assert code in [problem.code for problem in problems]
     assert any(words in str(problem) for problem in problems if problem.code == code)
+
+
+def test_plan_blocks__refuses_a_network_with_the_name_of_a_node(tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY)
+    coords = xr.Dataset(coords={"node": list("abc"), "network": ("node", ["a", "a", "vis"])})
+    with pytest.raises(InputError, match="E-NODES 'a' is both a node and a network"):
+        plan_blocks(read_study(tmp_path / "study.toml"), {}, {"all": coords})
 
 
 @pytest.mark.parametrize(

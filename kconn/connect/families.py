@@ -177,7 +177,9 @@ def _find_meaning(name: str, known: Sequence[set[Any]]) -> int:
             "E-NODES",
             f"{name!r} is {f'both {meant}' if found else 'neither a node nor a network'}",
             rule="a family is defined by names of nodes, networks or hemispheres",
-            fix=f"the networks are {', '.join(sorted(map(str, known[1] - {''}))[:12]) or 'not given'}",
+            fix="rename one of them in the label table"
+            if found
+            else f"the networks are {', '.join(sorted(map(str, known[1] - {''}))[:12]) or 'not given'}",
         )
     return found[0]
 

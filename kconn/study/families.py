@@ -135,12 +135,15 @@ def plan_blocks(
     blocks: dict[str, dict[str, Pairs]] = {}
     for name, networks in _networks(table.networks, sets).items():
         blocks[name] = _between(networks, sets[name])
+        rows = [(block, *pair) for block, pairs in blocks[name].items() for pair in pairs]
+        if rows:  # a name that is a node as well is refused
+            select_families(_edges(sets[name]), rows)
     for family, names in chosen.items():
         for name in names:
             if family in blocks.setdefault(name, {}):
                 raise InputError(
                     "E-NODES",
-                    f"a family and a network are both named {family!r}",
+                    f"{family!r} is both a family and the block within a network, or between two",
                     rule="each block has a name of its own",
                     fix="rename the family, or write networks = 'none' in [blocks]",
                 )
