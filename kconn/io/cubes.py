@@ -22,8 +22,11 @@ from kconn.io.storage import Place, find_place
 from kconn.io.store import Address, Target
 
 # Every chunk ends in a checksum: with Zarr's default codec a flipped bit comes back as changed data.
+_FEW: Final = (Crc32cCodec(),)
 _SMALL: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec())
 _FLOAT: Final = (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec())
+#: Variables with no more elements than this fill a block of a disk at most, compressed or not.
+_FEW_ELEMENTS: Final = 512
 #: Other variables with fewer elements are read when a group is opened.
 _READ_AT_ONCE: Final = 1 << 18
 _INTEGER: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
@@ -294,6 +297,8 @@ def _encoding(da_: xr.DataArray) -> dict[str, Any]:
 
 
 def _compressors(dtype: np.dtype[Any], size: int) -> tuple[Any, ...]:
+    if size <= _FEW_ELEMENTS:
+        return _FEW
     if size < 1 << 16 or dtype.kind not in "iuf":
         return _SMALL
     return _FLOAT if dtype.kind == "f" else _INTEGER

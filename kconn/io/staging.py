@@ -82,7 +82,9 @@ class FolderStaging:
 
     def group(self) -> Any:
         """Return the group as something that Zarr writes to."""
-        return self.path
+        from kconn.io.disk_zarr import DiskZarr  # noqa: PLC0415 - Zarr is not needed to read a study file
+
+        return DiskZarr(self.path)
 
     def array(self, name: str) -> Any:
         """Return one of its arrays as something that Zarr writes to."""

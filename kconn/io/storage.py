@@ -182,7 +182,9 @@ def _hold_folder(root: Path) -> Iterator[None]:
 def open_zarr(root: Place, folder: str, files: Iterable[str]) -> Any:
     """Return a sealed group of a store, with these files, as something that Zarr reads."""
     if isinstance(root, Path):
-        return root / folder
+        from kconn.io.disk_zarr import DiskZarr  # noqa: PLC0415 - Zarr is not needed to read a study file
+
+        return DiskZarr(root / folder, read_only=True)
     from kconn.io.object_zarr import ObjectZarr  # noqa: PLC0415 - Zarr is not needed to read a study file
 
     return ObjectZarr(root.below(folder), files)
