@@ -70,7 +70,7 @@ def test_ingest__killed_between_rows_of_chunks_writes_only_the_rest(shell, tmp_p
     n_row = len(_rows(whole.parent / "study.zarr"))
     assert n_row > 20
     finished = {}
-    for kill_at_call in (150, 40, 40):
+    for kill_at_call in (110, 30, 30):
         ended = shell(study, function=f"{__name__}:ingest_one", kill_at_call=kill_at_call, patches=_SMALL_ROWS)
         assert ended.code == -signal.SIGKILL, ended.err
         now = _rows_in_journal(study)

@@ -74,7 +74,7 @@ def test_open__a_pickle_in_the_place_of_a_result_is_refused(whole, tmp_path, cou
     shutil.copytree(whole, root)
     pickle = b"cos\nsystem\n(S'touch " + str(trace).encode() + b"'\ntR."
     address = next(address for address in store.find_published(root) if address.step == "netmat")
-    group = store.published_group(root, address)
+    group = store.published_group(root, address).root
     for path in sorted(path for path in group.rglob("*") if path.is_file()):
         good = path.read_bytes()
         path.write_bytes(pickle)

@@ -18,8 +18,8 @@ _SMALL: Final = 1 << 16
 class DiskZarr(LocalStore):
     """A folder, as Zarr reads and writes it.
 
-    Zarr hands each file to a thread and waits for it. A group of a study is some dozens of files of a few hundred bytes:
-    these are read and written on the spot; chunks of voxels still go to threads, many at a time.
+    Zarr hands each file to a thread and waits for it. A group of a study is some dozens of files of a few hundred
+    bytes: these are read and written on the spot; chunks of voxels still go to threads, many at a time.
     """
 
     async def get(
