@@ -12,6 +12,7 @@ from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
+from kconn.cluster_table import ClusterKind
 from kconn.errors import KconnError, unforeseen
 
 #: Tasks that wait at the same time; each waits for one run on the workers.
@@ -32,6 +33,8 @@ class Resources(BaseModel):
         description="worker processes (default: what [cluster] says, or one per core; 0: in this process)",
     )
     scheduler: str | None = Field(default=None, description="address of a running Dask scheduler")
+    cluster: ClusterKind | None = Field(default=None, description="instead of [cluster] kind")
+    tls: str | None = Field(default=None, description="certificates of `kconn tls init`, instead of [cluster] tls")
     step_minutes: float = Field(
         default=240.0, gt=0, description="a task may compute this long on a worker (default 240)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from prefect import Flow
 
@@ -13,6 +13,7 @@ from flows.declaring import Resources
 from flows.places import locate_study
 from flows.server import embedded_server
 from kconn.cli import EXIT_DONE, guarded
+from kconn.cluster_table import ClusterKind
 from kconn.study.file import read_study
 
 
@@ -25,6 +26,8 @@ def run_from_shell(flow: Flow[..., Any], argv: Sequence[str] | None = None) -> i
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, help=told["workers"])
     where.add_argument("--scheduler", help=told["scheduler"])
+    parser.add_argument("--cluster", choices=get_args(ClusterKind), help=told["cluster"])
+    parser.add_argument("--tls", metavar="FOLDER", help=told["tls"])
     parser.add_argument("--step-minutes", type=float, help=told["step_minutes"])
     parser.add_argument("--performance-report", action="store_true", help=told["performance_report"])
     if "settle_minutes" in flow.parameters.properties:

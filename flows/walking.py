@@ -80,7 +80,12 @@ def opened(bench: Workbench, resources: Resources, *, command: str) -> Iterator[
         writing(bench),
         keep_log(bench.study.work, command=command, run_id=run_id) as kept,
         connected(
-            bench.study, n_workers=resources.workers, address=resources.scheduler, n_runs=_n_chains(bench)
+            bench.study,
+            n_workers=resources.workers,
+            address=resources.scheduler,
+            n_runs=_n_chains(bench),
+            kind=resources.cluster,
+            tls=resources.tls,
         ) as client,
         reported(client, _beside(bench) if resources.performance_report else None),
         watched(client, 60 * resources.step_minutes),
