@@ -89,6 +89,22 @@ def test_run_study__the_store_decides_what_is_done(tmp_path):
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(
+    ("resources", "code"),
+    [
+        (Resources(cluster="slurm", scheduler="tls://127.0.0.1:1"), "E-ARGUMENT"),
+        (Resources(scheduler="tls://127.0.0.1:1", tls="nowhere"), "E-FILE-MISSING"),
+    ],
+)
+def test_run_study__asks_for_workers_as_the_command_does(resources, code, tmp_path):
+    study = table_study(tmp_path, n_subject=3)
+    with pytest.raises(KconnError) as caught:
+        run_study(str(study), resources=resources)
+    assert caught.value.code == code
+    assert steps_of(study) == []
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_run_study__shows_report_quality_progress_and_exclusions(tmp_path, monkeypatch):
     monkeypatch.setenv(STUDIES, str(tmp_path))
     monkeypatch.setenv(REPORTS_URL, "https://lab.example/studies/")
