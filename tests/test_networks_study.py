@@ -14,7 +14,8 @@ from kconn.cli import main
 from kconn.connect.families import OUTSIDE
 from kconn.errors import InputError, StudyFileError
 from kconn.study.families import plan_blocks
-from kconn.study.file import read_study
+from kconn.study.family_checks import check_families
+from kconn.study.file import Study, read_study
 from kconn.study.survey import survey_study
 from kconn.study.workbench import prepare
 from tests.networks_study import FAMILY, NODES, STUDY, networks_study
@@ -184,6 +185,27 @@ def test_survey__refuses_before_compute(ran, tmp_path, old, new, code, words):
     problems = survey_study(read_study(tmp_path / "study.toml")).problems
     assert code in [problem.code for problem in problems]
     assert any(words in str(problem) for problem in problems if problem.code == code)
+
+
+@pytest.mark.parametrize(
+    ("more", "asked"),
+    [
+        ({"contrasts": {"x": {"test": "one-sample", "family": "f"}}}, "contrasts.x.family"),
+        ({"families": {"edges": {"f": [["PCC", "mPFC"]]}}}, "families"),
+        ({"blocks": {}}, "blocks"),
+    ],
+)
+def test_check_families__refuses_families_of_maps(more, asked):
+    seeds = {"spheres": "motoyama", "seed_maps": True, "netmats": False}
+    inputs = {"layout": "fmriprep", "root": "."}
+    study = Study.model_validate(
+        {"study": {"name": "x"}, "inputs": inputs, "nodes": {"seeds": seeds}, "folder": ".", **more}
+    )
+    problems = []
+    check_families(study, {"seeds": xr.Dataset(coords={"node": ["PCC", "mPFC"]})}, problems)
+    (problem,) = problems
+    assert problem.code == "E-STUDY-VALUE"
+    assert f"{asked} asks for connections" in str(problem)
 
 
 def test_plan_blocks__refuses_a_network_with_the_name_of_a_node(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import xarray as xr
 
-from kconn.errors import InputError, KconnError
+from kconn.errors import InputError, KconnError, StudyFileError
 from kconn.infer.hypotheses import tested_column
 from kconn.io.layout import Run
 from kconn.study.examination import collected
@@ -24,6 +24,9 @@ from kconn.study.file import Study
 
 def check_families(study: Study, coords: Mapping[str, xr.Dataset], problems: list[KconnError]) -> None:
     """Refuse families whose names no node set has, and what asks for families that are not there."""
+    if not any(table.netmats for table in study.nodes.values()):
+        _refuse_families_of_maps(study, problems)
+        return
     sets = nodes_with_netmats(study, coords)
     if not sets or (study.families is None and study.blocks is None and not _restricted(study)):
         return
@@ -40,6 +43,21 @@ def check_families(study: Study, coords: Mapping[str, xr.Dataset], problems: lis
             pick_family(study, families, name)
     with collected(problems, of="blocks"):
         plan_blocks(study, families, sets)
+
+
+def _refuse_families_of_maps(study: Study, problems: list[KconnError]) -> None:
+    """Refuse what asks for edges where no node set has any: maps are not joined by families."""
+    asking = [f"contrasts.{name}.family" for name in _restricted(study)]
+    asking += [name for name in ("families", "blocks") if getattr(study, name) is not None]
+    if asking:
+        problems.append(
+            StudyFileError(
+                "E-STUDY-VALUE",
+                f"{asking[0]} asks for connections, and no node set has any: netmats = false",
+                rule="families and blocks are of connections; the maps of one node set are corrected together",
+                fix="write netmats = true, or take it out and make the seeds that belong together a node set",
+            )
+        )
 
 
 def _restricted(study: Study) -> list[str]:
