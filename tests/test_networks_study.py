@@ -162,7 +162,7 @@ def test_plan__keeps_results_when_another_family_changes(ran):
     ("old", "new", "code", "words"),
     [
         ('family = "coi"', 'family = "typo"', "E-STUDY-VALUE", "no family 'typo'"),
-        ('[["sgACC", "DMN"]]', '[["sgACC", "DNM"]]', "E-NODES", "'DNM' is no node, network or hemisphere"),
+        ('[["sgACC", "DMN"]]', '[["sgACC", "DNM"]]', "E-NODES", "its nodes are a, b, c, ...; networks"),
         ('[["sgACC", "DMN"]]', '[["sgACC", "sgACC"]]', "E-NODES", "'sgACC-DMN' has no edge"),
         ("sgACC-DMN = ", "coi = ", "E-STUDY-VALUE", "'coi' is in families.file and in families.edges"),
         ("sgACC-DMN = ", "DMN = ", "E-NODES", "'DMN' is both a family and the block within a network"),

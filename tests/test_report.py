@@ -19,7 +19,7 @@ from kconn.report import (
     render_report,
     write_report,
 )
-from kconn.report.words import critical_value, format_p, headline
+from kconn.report.words import critical_value, format_number, format_p, headline
 
 NODES = [f"Node_{letter}" for letter in "ABCDEFG"]
 FIRST, SECOND = np.triu_indices(len(NODES), 1)
@@ -387,11 +387,11 @@ def test_describe_contrast__joins_by_subject_whatever_the_order(cohort, people):
     np.testing.assert_array_equal(one.visits, [pre, post])
 
 
-def test_describe_contrast__levels_are_named_as_in_the_study_file(cohort, people):
+def test_describe_contrast__a_level_that_is_a_number_has_the_name_of_its_column(cohort, people):
     numbered = people.assign(group=np.repeat([1.0, 0.0], 8))
     contrast = make_contrast(cohort, numbered, replace(CHANGE, levels=(0, 1)))
-    assert contrast.levels == ("0", "1")
-    assert contrast.groups == ("1",) * 8 + ("0",) * 8
+    assert contrast.levels == ("group 0", "group 1")
+    assert contrast.groups == ("group 1",) * 8 + ("group 0",) * 8
 
 
 def test_describe_contrast__a_subject_without_data_is_refused(cohort, people, contrast):
@@ -440,3 +440,15 @@ def test_critical_value__too_few_relabellings_for_any(cohort, people):
 def test_format_p__never_prints_zero(p, n_perm, text):
     assert format_p(p, n_perm=n_perm) == text
     assert float(format_p(1 / n_perm, n_perm=n_perm)) > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.0004, "0.000"), (-0.0006, "\N{MINUS SIGN}0.001"), (np.nan, "\N{EN DASH}")]
+)
+def test_format_number__has_no_minus_before_zero(value, text):
+    assert format_number(value, digits=3) == text
+
+
+def test_headline__numbered_sessions_are_named():
+    assert Hypothesis(test="paired", change=("1", "2")).span == ("session 1", "session 2")
+    assert Hypothesis(test="paired", change=("pre", "post")).span == ("pre", "post")

@@ -106,6 +106,16 @@ def test_motion_tables__print_every_comparison(motion):
     assert motion_tables(None) is None
 
 
+def test_motion_tables__numbers_of_a_column_with_a_gap_are_whole(motion):
+    coded = {"a": "0.0", "b": "1.0"}
+    changed = {
+        name: (("comparison",), [coded.get(v, v) for v in motion[name].to_numpy()]) for name in ("first", "second")
+    }
+    short, _ = motion_tables(motion.assign_coords(changed))
+    assert short.rows[0][0] == "group: 1 against 0, session post"
+    assert motion_tables(motion.assign(n_first=motion["n_first"] * 0)) is None  # no run's motion is known
+
+
 def test_plot_qc_fc__draws_before_and_after_and_by_length():
     rng = np.random.default_rng(0)
     i, j = np.triu_indices(7, 1)

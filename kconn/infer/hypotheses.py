@@ -92,7 +92,7 @@ class Hypothesis:
         """The two ends of a change in words: ``the mean of pre1 and pre2``, ``post``."""
         if self.sides is None:
             return None
-        before, after = (side[0] if len(side) == 1 else f"the mean of {_listed(side)}" for side in self.sides)
+        before, after = (_named(side[0]) if len(side) == 1 else f"the mean of {_listed(side)}" for side in self.sides)
         return before, after
 
     @property
@@ -152,6 +152,11 @@ def describe_data(hypothesis: Hypothesis) -> str:
     """Return what the data of a test are: ``change pre to post``, or ``connectivity``."""
     span = hypothesis.span
     return f"change {span[0]} to {span[1]}" if span else "connectivity"
+
+
+def _named(session: str) -> str:
+    """Return a session in words: a number says nothing alone."""
+    return f"session {session}" if session.isdecimal() else session
 
 
 def _listed(names: tuple[str, ...]) -> str:

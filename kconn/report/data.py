@@ -528,11 +528,16 @@ def _describe_effect(
     is_number = pd.api.types.is_numeric_dtype(column)
     if hypothesis.test == "covariate" or (hypothesis.test == "f-test" and is_number):
         return none, (), column.to_numpy(dtype=np.float64)
-    # In the words of the study file, where 1 may stand for a 1.0 of the table.
     pair = None if isinstance(hypothesis.levels, Mapping) else hypothesis.levels
-    names = {level: str(level) for level in pair or ()}
-    groups = tuple(names.get(value, str(value)) for value in column)
-    return groups, tuple(names.values()) or tuple(sorted(set(groups))), None
+    levels = tuple(name_level(hypothesis.effects[0], level) for level in pair or ())
+    groups = tuple(name_level(hypothesis.effects[0], value) for value in column)
+    return groups, levels or tuple(sorted(set(groups))), None
+
+
+def name_level(column: str, level: object) -> str:
+    """Return a level in words: text as it is; a number, which says nothing alone, with the name of its column."""
+    # A column with a gap holds 1.0 where the study file says 1.
+    return f"{column} {level:g}" if pd.api.types.is_number(level) else str(level)
 
 
 def _people_of_sessions(cohort: xr.Dataset, participants: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:

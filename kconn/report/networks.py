@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from kconn.connect.cohort import average_sessions, group_mean, node_names, ward_order
 from kconn.connect.kinds import describe_unit
 from kconn.kernels.netmats import unpack_edges
-from kconn.report.data import ReportData, kind_words
+from kconn.report.data import ReportData, kind_words, name_level
 from kconn.report.palette import DIVERGING, GROUPS, INK, MUTED, RULE
 from kconn.report.svg import inline_svg
 from kconn.report.tables import Table
@@ -52,11 +52,12 @@ def block_tables(data: ReportData) -> list[BlockTable]:
         means = _means(ds[["family_mean"]].compute(), visits, data.visits())
         group_of = _groups(data)
         columns, cells = [], []
-        for group in dict.fromkeys(group_of.values()) if group_of else [""]:
+        for group in sorted(set(group_of.values())) or [""]:
             for session, (subjects, values) in means.items():
                 chosen = [i for i, subject in enumerate(subjects) if not group_of or group_of.get(subject) == group]
                 if chosen:
-                    columns.append(" ".join(filter(None, (group, session, f"(n={len(chosen)})"))))
+                    visit = "" if len(means) == 1 else f"session {session}" if session.isdecimal() else session
+                    columns.append(" ".join(filter(None, (group, visit, f"(n={len(chosen)})"))))
                     cells.append([_mean_sd(values[chosen, i]) for i in range(values.shape[1])])
         n_edge = ds["n_edge"].max("observation").to_numpy()
         rows = [
@@ -100,7 +101,8 @@ def _means(
 def _groups(data: ReportData) -> dict[str, str]:
     if data.group is None or data.group not in data.participants:
         return {}
-    return {str(subject): str(level) for subject, level in data.participants[data.group].items()}
+    levels = data.participants[data.group].dropna()
+    return {str(subject): name_level(data.group, level) for subject, level in levels.items()}
 
 
 def _mean_sd(values: npt.NDArray[np.float64]) -> str:

@@ -93,7 +93,7 @@ def exclusion_table(exclusions: Sequence[Exclusion]) -> Table:
 
 def motion_tables(motion: xr.Dataset | None) -> tuple[Table, Table] | None:
     """Return motion between groups and visits: displacement with the least p of the six parameters, and all of it."""
-    if motion is None or motion.sizes["comparison"] == 0:
+    if motion is None or not bool((motion["n_first"] > 0).any()):  # nothing to compare, or no run's motion is known
         return None
     short, full = [], []
     for i in range(motion.sizes["comparison"]):
@@ -122,7 +122,10 @@ def motion_tables(motion: xr.Dataset | None) -> tuple[Table, Table] | None:
 
 
 def _comparison_words(one: xr.Dataset) -> str:
-    factor, first, second, at = (str(one[name].item()) for name in ("factor", "first", "second", "at"))
+    # Levels are kept as text: of a column of numbers with a gap, 1.0 stands for 1.
+    factor, first, second, at = (
+        str(one[name].item()).removesuffix(".0") for name in ("factor", "first", "second", "at")
+    )
     if str(one["test"].item()) == "groups":
         return f"{factor}: {second} against {first}" + (f", session {at}" if at else "")
     return f"session {second} against {first}" + (f", {at} alone" if at else "")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kconn.report.data import ReportData
+from kconn.report.data import ReportData, name_level
 from kconn.report.words import DASH, format_number
 
 #: Columns of the run table -> heading and decimals.
@@ -50,7 +50,7 @@ def study_table(data: ReportData) -> Table:
     groups: dict[str, pd.Index[Any]] = {}
     if data.group is not None and data.group in people:
         for level in sorted(people[data.group].dropna().unique(), key=str):
-            groups[str(level)] = people.index[people[data.group] == level]
+            groups[name_level(data.group, level)] = people.index[people[data.group] == level]
     groups["all"] = people.index
     rows: list[tuple[str, ...]] = [("subjects", *(str(len(members)) for members in groups.values()))]
 

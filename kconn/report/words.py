@@ -29,10 +29,10 @@ def format_p(p: float, *, n_perm: int) -> str:
 
 
 def format_number(value: float, *, digits: int = 2) -> str:
-    """Return a number with a true minus sign, or an en dash where there is none."""
+    """Return a number with a true minus sign, none before what is rounded to 0; an en dash where there is no number."""
     if not math.isfinite(value):
         return DASH
-    return f"{value:.{digits}f}".replace("-", MINUS)
+    return f"{value:z.{digits}f}".replace("-", MINUS)
 
 
 def format_alpha(alpha: float) -> str:

@@ -100,7 +100,8 @@ def choose_node_sets(family: str, pairs: Pairs, sets: Mapping[str, xr.Dataset]) 
                 f"family {family!r}: {', '.join(map(repr, lacking[:5]))} is no node, network or hemisphere of "
                 f"nodes.{name}",
                 rule="a family is defined by names that its node set has",
-                fix="correct the family, or give the node set a label table with networks",
+                fix=f"its nodes are {', '.join(map(str, sets[name]['node'].to_numpy()[:3]))}, ...; networks come from "
+                "a label table",
             )
         select_families(_edges(sets[name]), [(family, *pair) for pair in pairs])
     return chosen
