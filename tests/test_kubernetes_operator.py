@@ -4,10 +4,12 @@ The API is KMock on loopback (`tests.kubernetes_api`), pods are processes of the
 (`tests.kubernetes_nodes`).
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -16,9 +18,11 @@ import yaml
 from kconn.io import store
 from kconn.tls import make_certificates
 from tests.kubernetes_api import KubernetesApi
-from tests.kubernetes_nodes import Nodes, secret_of, wait_until
+from tests.kubernetes_nodes import Nodes, secret, secret_of, wait_until
+from tests.prefect_server import Database
 from tests.small_study import small_study, write_study
 from tests.test_deploy import DEPLOY, OVERLAYS, faults_of_container, flow_job, said_by, tool
+from tests.warm_shell import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults("kubernetes"), pytest.mark.timeout(900)]
 OPERATOR = [sys.executable, "-m", "kopf", "run", "-m", "dask_kubernetes.operator.controller"]
@@ -203,3 +207,81 @@ def test_connect__grows_with_the_work_and_shrinks_after_it(cluster, count):
     assert "worker count from 2 to 1" in said
     assert "LIFO" not in said
     count(workers_added=1, workers_retired=1)
+
+
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+LOGIN = "kconn:a-login-that-nobody-sees"
+
+
+@pytest.fixture
+def prefect(cluster):
+    """Prefect's server and its Kubernetes worker, from their Deployments, and a command line beside them."""
+    api, nodes = cluster
+    deployments = {one["metadata"]["name"]: one for one in overlay("dev") if one["kind"] == "Deployment"}
+    api.create(secret("kconn-prefect", {"auth": LOGIN, "database-password": "anything"}))
+    address = nodes.take_address()
+    with Database("postgresql", host=address, port=5432, user="prefect"):
+        nodes.name("database", address)
+        for name, one in deployments.items():
+            api.create(one)
+            wait_until(lambda name=name: is_ready(api, name), 240, lambda name=name: nodes.log(name))
+        yield lambda *arguments: command_line(api, nodes, arguments)
+        for name, one in deployments.items():
+            api.delete(one)
+            wait_until(lambda name=name: f"{name}-0" not in api.list("Pod"), 60, "it did not end")
+        time.sleep(5)  # its processes let go of the database
+
+
+def is_ready(api, name):
+    status = api.list("Pod").get(f"{name}-0", {}).get("status", {})
+    return {"type": "Ready", "status": "True"} in status.get("conditions", [])
+
+
+def command_line(api, nodes, arguments):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTEST"))}
+    environment = {
+        **kept,
+        "PREFECT_API_URL": "http://prefect-server:4200/api",
+        "PREFECT_API_AUTH_STRING": LOGIN,
+        "PREFECT_HOME": str(api.folder / "prefect"),
+        "PYTHONPATH": str(ROOT),
+        "DO_NOT_TRACK": "1",
+    }
+    options = {"env": environment, "cwd": api.folder, "text": True}
+    process = nodes.outside([*PREFECT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    said = process.communicate(timeout=600)[0]
+    return process.returncode, said
+
+
+def test_prefect_worker__starts_a_flow_as_a_job_that_runs_the_study(cluster, prefect, studies, digest, count):
+    api, nodes = cluster
+    own = {"kind": "kubernetes", "image": "kconn:0.1.0", "tls": "/etc/kconn/tls", "workers": 1}
+    folder = given(studies, "flow", cluster=own)
+    text = (DEPLOY / "prefect.yaml").read_text().replace("study: study.toml", "study: flow/study.toml")
+    (api.folder / "prefect.yaml").write_text(text.replace("name: kconn\n    work", "name: kconn-kubernetes\n    work"))
+    wait_until(lambda: prefect("work-pool", "inspect", "kconn-kubernetes")[0] == 0, 120, lambda: nodes.log("prefect"))
+    code, said = prefect("deploy", "--name", "study", "--prefect-file", str(api.folder / "prefect.yaml"))
+    assert code == 0, said
+    before = {*api.list("Job")}
+    code, said = prefect("deployment", "run", "kconn-study/study", "--watch")
+    (name,) = {*api.list("Job")} - before
+    job = api.list("Job")[name]
+    assert code == 0, said + nodes.log("prefect") + nodes.log(name)
+    assert store.digest_store(folder / "study.zarr") == digest
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (wanted,) = flow_job()["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["prefect", "flow-run", "execute"]
+    assert {**container, "env": None} == {**wanted, "env": None, "args": container["args"]}
+    others = {**job["spec"]["template"]["spec"], "containers": None}
+    assert others == {**flow_job()["spec"]["template"]["spec"], "containers": None}
+    environment = {entry["name"]: entry for entry in container["env"]}
+    assert environment["KCONN_STUDIES"]["value"] == "/study"
+    assert environment["PREFECT_API_AUTH_STRING"]["valueFrom"]["secretKeyRef"] == {
+        "name": "kconn-prefect",
+        "key": "auth",
+    }
+    shown = json.dumps([api.list(kind) for kind in ("Job", "Pod", "Deployment")])
+    assert LOGIN not in shown
+    assert job["spec"]["template"]["metadata"]["labels"]["kconn/role"] == "flow"
+    assert api.emulator.denied == []
+    count(flow_runs_completed=1, studies_with_the_same_digest=1, logins_in_manifests=shown.count(LOGIN))
