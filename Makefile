@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 export DO_NOT_TRACK = 1
 
-.PHONY: demo test test-slow faults lint format bench install lock clean
+.PHONY: demo test test-slow faults lint checkov format bench install lock clean
 
 demo: install ## Simulate a trial, run it as a Prefect flow on a local Dask cluster, end with a report
 	PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL=WARNING $(BIN)/python -m flows.demo demo
@@ -27,6 +27,14 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/codespell kconn flows tests docs deploy README.md CHANGELOG.md CONTRIBUTING.md
 
+checkov: install .venv-checkov/installed ## Security checks of deploy/, in an environment of their own
+	$(BIN)/python -m pytest -m slow tests/test_checkov.py
+
+.venv-checkov/installed:
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
+	touch $@
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -47,4 +55,4 @@ lock: ## Resolve anew: newest versions, hashes, no registry names
 	  --no-annotate --no-header --no-strip-extras --extra dev --upgrade pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf .venv .prefect demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-checkov .prefect demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -23,6 +23,7 @@ NAMES = {
     "order": "rows in any order, one result",
     "seeds": "one null distribution, however it is computed",
     "scale": "time and memory per run do not grow with the study",
+    "deploy lint": "no finding of a validator but those listed with a reason; seeded defects are caught",
     "kubernetes": "Dask's operator and Prefect's worker make of our manifests pods that run a study",
     "workers": "a worker that dies or freezes has a name and costs nothing finished",
 }

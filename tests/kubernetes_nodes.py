@@ -32,6 +32,7 @@ _IMAGE = re.findall(r"^ENV (PATH.*?[^\\])$", (ROOT / "deploy" / "Dockerfile").re
 #: The environment of the image, as the Dockerfile says it.
 IMAGE = dict(entry.split("=", 1) for entry in _IMAGE.replace("\\\n", " ").split())
 WORKDIR = "/study"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - what manifests say, replaced
 #: A shell whose mounts nobody else sees.
 APART = [str(shutil.which("unshare")), "--mount", "--propagation", "private", "sh", "-ec"]
 
@@ -251,8 +252,7 @@ class Pod:
         values = {**IMAGE, "PATH": path, "HOME": "/tmp", **self._environment()}  # noqa: S108 - of the pod
         words = [*self.container.get("command", []), *self.container.get("args", [])]
         words = [re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], word) for word in words]
-        words = [re.sub(r"^(0\.0\.0\.0$|(?=:\d+$))", self.address, word) for word in words]
-        words = [word.replace("--host 0.0.0.0", f"--host {self.address}") for word in words]
+        words = [re.sub(r"^(?=:\d+$)", self.address, word.replace(EVERYWHERE, self.address)) for word in words]
         return ["env", "--ignore-environment", f"--chdir={WORKDIR}", *(f"{k}={v}" for k, v in values.items()), *words]
 
     def _environment(self):
@@ -262,7 +262,7 @@ class Pod:
         for entry in self.container.get("env", []):
             source = entry.get("valueFrom", {}).get("secretKeyRef")
             found[entry["name"]] = entry["value"] if source is None else self._secret(source["name"])[source["key"]]
-        return found
+        return {name: self.address if value == EVERYWHERE else value for name, value in found.items()}
 
     def _volumes(self):
         volumes = {volume["name"]: volume for volume in self.spec.get("volumes", [])}

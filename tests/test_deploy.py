@@ -37,11 +37,16 @@ def said_by(*command, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-@pytest.fixture(scope="module", params=OVERLAYS)
-def objects(request):
-    made = said_by(tool("kubectl"), "kustomize", DEPLOY / "kubernetes" / "overlays" / request.param)
+def rendered(overlay):
+    """Return the objects of an overlay."""
+    made = said_by(tool("kubectl"), "kustomize", DEPLOY / "kubernetes" / "overlays" / overlay)
     assert made.returncode == 0, made.stderr
     return list(yaml.safe_load_all(made.stdout))
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def objects(request):
+    return rendered(request.param)
 
 
 def pods(objects):
@@ -61,13 +66,20 @@ def base_job():
     return json.loads((DEPLOY / "kubernetes" / "base" / "work-pool-base-job.json").read_text())
 
 
-def flow_job():
+def image_of_flows(objects):
+    """Return the image that Prefect's worker of an overlay gives its jobs."""
+    (container,) = next(pod for name, pod in pods(objects) if name == "Deployment/prefect-worker")["containers"]
+    return next(entry["value"] for entry in container["env"] if entry["name"] == "KCONN_IMAGE")
+
+
+def flow_job(image="kconn"):
     """Return the job of a flow with the defaults of its variables put in."""
     values = {name: known.get("default") for name, known in base_job()["variables"]["properties"].items()}
     values |= {
         "command": ["prefect", "flow-run", "execute"],
         "env": [{"name": "A", "value": "b"}],
         "labels": {"a": "b"},
+        "image": image,
     }
 
     def filled(node):
@@ -151,9 +163,9 @@ def test_kubernetes__names_that_the_study_file_takes_for_granted_exist(objects):
 
 
 def test_kubernetes__clinical_images_are_digests():
-    made = said_by(tool("kubectl"), "kustomize", DEPLOY / "kubernetes" / "overlays" / "clinical")
-    images = re.findall(r"image: (\S+)", made.stdout)
-    assert len(images) >= 5
+    objects = rendered("clinical")
+    images = [*re.findall(r"image: (\S+)", yaml.safe_dump_all(objects)), image_of_flows(objects)]
+    assert len(images) >= 6
     assert all("@sha256:" in image for image in images)
 
 

@@ -13,7 +13,6 @@ import time
 from contextlib import contextmanager
 
 import pytest
-import yaml
 
 from kconn.io import store
 from kconn.tls import make_certificates
@@ -21,7 +20,7 @@ from tests.kubernetes_api import KubernetesApi
 from tests.kubernetes_nodes import Nodes, secret, secret_of, wait_until
 from tests.prefect_server import Database
 from tests.small_study import small_study, write_study
-from tests.test_deploy import DEPLOY, OVERLAYS, faults_of_container, flow_job, said_by, tool
+from tests.test_deploy import DEPLOY, OVERLAYS, faults_of_container, flow_job, image_of_flows, rendered
 from tests.warm_shell import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults("kubernetes"), pytest.mark.timeout(900)]
@@ -33,9 +32,7 @@ WORKLOADS = {"Deployment", "StatefulSet"}
 
 def overlay(name):
     """Return the objects of an overlay; its namespace is there already."""
-    made = said_by(tool("kubectl"), "kustomize", DEPLOY / "kubernetes" / "overlays" / name)
-    assert made.returncode == 0, made.stderr
-    return [one for one in yaml.safe_load_all(made.stdout) if one["kind"] != "Namespace"]
+    return [one for one in rendered(name) if one["kind"] != "Namespace"]
 
 
 @contextmanager
@@ -269,7 +266,7 @@ def test_prefect_worker__starts_a_flow_as_a_job_that_runs_the_study(cluster, pre
     assert code == 0, said + nodes.log("prefect") + nodes.log(name)
     assert store.digest_store(folder / "study.zarr") == digest
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    (wanted,) = flow_job()["spec"]["template"]["spec"]["containers"]
+    (wanted,) = flow_job(image_of_flows(rendered("dev")))["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ["prefect", "flow-run", "execute"]
     assert {**container, "env": None} == {**wanted, "env": None, "args": container["args"]}
     others = {**job["spec"]["template"]["spec"], "containers": None}
