@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from kmock import action
 
-from tests.kubernetes_schemas import DASK, faults_of
+from tests.kubernetes_schemas import DASK, VERSION, faults_of
 
 HOST = "127.0.0.1"
 #: The token of who may do everything: an administrator, and Dask's operator, whose own Role is not ours.
@@ -88,11 +88,16 @@ class Emulator(kmock.KubernetesEmulator):
         """Answer what KMock cannot read."""
         path = raw_request.path.rstrip("/")
         if path == "/api/v1/namespaces":
+            self.denied.append((raw_request.headers.get("Authorization"), "", "namespaces", raw_request.method))
             return aiohttp.web.json_response({"kind": "Status", "status": "Failure", "code": 403}, status=403)
-        served = {"/version": self._serve_server_version, "/api": self._serve_api}.get(path)
+        served = {"/version": self._tell_version, "/api": self._serve_api, "/apis": self._serve_apis}.get(path)
         if served is not None:  # kr8s asks with a slash at the end
-            return aiohttp.web.json_response(await served(None))
-        return await super().__call__(raw_request)
+            answer = aiohttp.web.json_response(await served(None))
+        else:
+            answer = await super().__call__(raw_request)
+        if not answer.prepared:
+            answer.force_close()  # kr8s closes its connections with the process, which is too late for a test in it
+        return answer
 
     async def _handle(self, request):
         self._authorize(request)
@@ -109,7 +114,7 @@ class Emulator(kmock.KubernetesEmulator):
     def _authorize(self, request):
         if request.resource is None or request.resource.plural is None:
             return  # who is known may discover what there is
-        account = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        account = request.headers.get("Authorization", "nobody").split()[-1]
         what = request.resource.plural + (f"/{request.subresource}" if request.subresource else "")
         wanted = (request.resource.group, what, VERBS.get(request.action))
         if account != ADMIN and wanted not in self.allowed.get(account, ()):
@@ -127,8 +132,9 @@ class Emulator(kmock.KubernetesEmulator):
         meta["uid"] = secrets.token_hex(16)
         meta["creationTimestamp"] = dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         meta["resourceVersion"] = str(next(self._versions))
-        if made["kind"] == "Service":
-            made["status"] = {"loadBalancer": {}}
+        born = {"Service": {"loadBalancer": {}}, "Pod": {"phase": "Pending"}}
+        if made["kind"] in born:
+            made["status"] = born[made["kind"]]
 
     def _amend(self, request):
         """Apply a JSON patch, of which KMock knows nothing, and give the object a new version."""
@@ -187,22 +193,25 @@ class Emulator(kmock.KubernetesEmulator):
             if request.namespace in {None, meta["namespace"]} and _is_selected(event["object"], request):
                 yield event
 
+    async def _tell_version(self, _):
+        major, minor = VERSION.split(".")
+        return {"major": major, "minor": minor, "gitVersion": f"v{VERSION}.0"}
+
     async def _serve_version(self, request):
         answer = await super()._serve_version(request)
         return {**answer, "groupVersion": answer["groupVersion"].lstrip("/")}
 
 
 def _is_selected(made, request):
-    labels = made["metadata"].get("labels", {})
     fields = {"metadata.name": made["metadata"]["name"]}
-    wanted = _parse_selector(request, "labelSelector").items() <= labels.items()
-    return wanted and _parse_selector(request, "fieldSelector").items() <= fields.items()
+    labels = made["metadata"].get("labels", {})
+    return _fits(fields, request.params.get("fieldSelector")) and _fits(labels, request.params.get("labelSelector"))
 
 
-def _parse_selector(request, name):
-    """Return what must be equal: nothing else is asked here."""
-    given = request.params.get(name, "")
-    return dict(part.split("=") for part in given.split(",")) if given else {}
+def _fits(values, selector):
+    """Return whether values are what a selector says: ``key=value``, or ``key`` for any value."""
+    parts = (part.partition("=") for part in (selector or "").split(",") if part)
+    return all(key in values and (not equal or values[key] == value.lstrip("=")) for key, equal, value in parts)
 
 
 class KubernetesApi:
@@ -213,24 +222,20 @@ class KubernetesApi:
         self.namespace = namespace
         self.emulator = None
         self.authority = folder / "kubernetes.pem"
-        self.kubeconfig = folder / "kubeconfig"
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     def __enter__(self):
         self._thread.start()
         assert self._started.wait(30)
-        cluster = {"server": f"https://{HOST}:{self.port}", "certificate-authority": str(self.authority)}
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "a", "cluster": cluster}],
-            "users": [{"name": "a", "user": {"token": ADMIN}}],
-            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a", "namespace": self.namespace}}],
-            "current-context": "a",
-        }
-        self.kubeconfig.write_text(json.dumps(config))
+        self.kubeconfig = self.config_of(ADMIN)
         return self
+
+    def config_of(self, account):
+        """Write the configuration of a client that shows the token of an account; return its path."""
+        path = self.folder / f"{account}.kubeconfig"
+        write_config(path, self.port, token=account, authority=str(self.authority))
+        return path
 
     def __exit__(self, *_):
         self._loop.call_soon_threadsafe(self._ended.set)
@@ -240,14 +245,20 @@ class KubernetesApi:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         self.emulator = Emulator()
         async with self.emulator:
-            runner = aiohttp.web.ServerRunner(aiohttp.web.Server(self.emulator), shutdown_timeout=1)
-            await runner.setup()
-            site = aiohttp.web.TCPSite(runner, HOST, 0, ssl_context=_certified(self.authority))
-            await site.start()
-            self.port = runner.addresses[0][1]
+            answering = aiohttp.web.Server(self.emulator)
+            options = {"ssl": _certified(self.authority), "ssl_shutdown_timeout": 0.1}
+            listening = await self._loop.create_server(answering, HOST, 0, **options)
+            self.port = listening.sockets[0].getsockname()[1]
             self._started.set()
             await self._ended.wait()
-            await runner.cleanup()
+            listening.close()
+            await answering.shutdown(1)
+            await asyncio.sleep(0.3)  # clients that are idle do not answer the goodbye of TLS
+
+    @property
+    def faults(self):
+        """Return what the emulation did not expect: answers of 500."""
+        return [error for error in self.emulator.errors if not isinstance(error, kmock.KubernetesError)]
 
     def apply(self, objects):
         """Create objects; what Roles and bindings say holds from then on."""
@@ -298,6 +309,20 @@ class KubernetesApi:
                 return json.loads(reply.read())
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error
+
+
+def write_config(path, port, *, token, authority):
+    """Write how a client reaches the API."""
+    cluster = {"server": f"https://{HOST}:{port}", "certificate-authority": authority}
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "a", "cluster": cluster}],
+        "users": [{"name": "a", "user": {"token": token}}],
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "current-context": "a",
+    }
+    path.write_text(json.dumps(config))
 
 
 def _certified(path):

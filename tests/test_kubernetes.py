@@ -1,75 +1,35 @@
-"""What a run asks of the Kubernetes API, by the real client library, of a server that answers as the API does."""
+"""What a run asks of the Kubernetes API, by the real client library, of an emulated API that knows our Roles."""
 
-import json
+import shutil
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import yaml
 from distributed import LocalCluster
 
 from kconn.cluster import connect
 from kconn.cluster_table import ClusterTable
 from kconn.errors import InputError, ResourceError
+from tests.kubernetes_api import KubernetesApi, write_config
+from tests.warm_shell import ROOT
 
-DASK = "/apis/kubernetes.dask.org/v1/namespaces/kconn"
+ROLES = ROOT / "deploy" / "kubernetes" / "base" / "rbac.yaml"
 
 
-class Api(BaseHTTPRequestHandler):
-    """Creates and deletes whatever is asked for, unless the server refuses."""
-
-    def do_GET(self):
-        self._answer(200, {"major": "1", "minor": "32", "gitVersion": "v1.32.0"})
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append(("POST", self.path))
-        if self.server.refuses:
-            self._answer(403, {"kind": "Status", "status": "Failure", "message": "may not create", "code": 403})
-            return
-        self._answer(201, body)
-
-    def do_DELETE(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.seen.append(("DELETE", self.path.rpartition("/")[0]))
-        self._answer(200, {"kind": "Status", "status": "Success"})
-
-    def log_message(self, *arguments):
-        """Say nothing."""
-
-    def _answer(self, code, body):
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    with KubernetesApi(tmp_path_factory.mktemp("api")) as api:
+        api.apply([*yaml.safe_load_all(ROLES.read_text())])
+        yield api
 
 
 @pytest.fixture
-def api(tmp_path, monkeypatch):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
-        server.seen, server.refuses = [], False
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        _write_config(tmp_path / "config", server.server_port)
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-        yield server
-        server.shutdown()
+def account(api, monkeypatch):
+    """Let this process be an account of the namespace."""
+    return lambda name: monkeypatch.setenv("KUBECONFIG", str(api.config_of(name)))
 
 
-def _write_config(path, port):
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "a", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-        "users": [{"name": "a", "user": {}}],
-        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
-        "current-context": "a",
-    }
-    path.write_text(json.dumps(config))
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def scheduler():
     options = {"processes": False, "dashboard_address": None, "protocol": "tcp://", "host": "127.0.0.1"}
     with LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster:
@@ -80,35 +40,52 @@ def table(address):
     return ClusterTable(kind="kubernetes", image="kconn:1", insecure=True, address=address, max_workers=3)
 
 
-def fail_in_a_run(address):
+def made_by(api):
+    return [*api.list("DaskCluster").values(), *api.list("DaskAutoscaler").values()]
+
+
+def fail_in_a_run(api, address):
     with connect(table(address)) as client:
         assert client.submit(sum, [1, 2]).result() == 3
+        cluster, autoscaler = made_by(api)
+        assert cluster["spec"]["worker"]["replicas"] == 1
+        assert autoscaler["spec"] == {"cluster": cluster["metadata"]["name"], "minimum": 1, "maximum": 3}
         raise InputError("E-TABLE", "it is bad")
 
 
-def test_connect__makes_a_cluster_and_removes_it_whatever_the_run_does(api, scheduler):
+def test_connect__makes_a_cluster_and_removes_it_whatever_the_run_does(api, account, scheduler):
+    account("kconn-flow")
     with pytest.raises(InputError, match="it is bad"):
-        fail_in_a_run(scheduler)
-    assert api.seen == [
-        ("POST", f"{DASK}/daskclusters"),
-        ("POST", f"{DASK}/daskautoscalers"),
-        ("DELETE", f"{DASK}/daskautoscalers"),
-        ("DELETE", f"{DASK}/daskclusters"),
-    ]
+        fail_in_a_run(api, scheduler)
+    assert made_by(api) == []
+    assert api.emulator.denied == []
 
 
-def test_connect__says_what_the_api_refused(api):
-    api.refuses = True
-    with pytest.raises(ResourceError, match="may not create") as caught, connect(table("tcp://127.0.0.1:1")):
+def test_connect__does_not_mind_that_somebody_else_removed_its_cluster(api, account, scheduler):
+    account("kconn-flow")
+    with connect(table(scheduler)) as client:
+        for made in made_by(api):
+            api.delete(made)
+        assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_connect__says_what_the_api_refused(api, account):
+    account("kconn-prefect-worker")
+    with (
+        pytest.raises(ResourceError, match="may not create daskclusters") as caught,
+        connect(table("tcp://127.0.0.1:1")),
+    ):
         pass
     assert caught.value.code == "E-WORKER"
-    assert {path for _, path in api.seen} == {f"{DASK}/daskclusters"}
+    assert {denied[1:] for denied in api.emulator.denied} == {("kubernetes.dask.org", "daskclusters", "create")}
+    assert made_by(api) == []
 
 
-def test_connect__says_that_no_api_answers(tmp_path, monkeypatch):
+def test_connect__says_that_no_api_answers(api, tmp_path, monkeypatch):
+    authority = shutil.copy(api.authority, tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        _write_config(tmp_path / "config", taken.getsockname()[1])
+        write_config(tmp_path / "config", taken.getsockname()[1], token="", authority=authority)
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
         with pytest.raises(ResourceError, match="gives no workers") as caught, connect(table("tcp://127.0.0.1:1")):
             pass

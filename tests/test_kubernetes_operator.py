@@ -79,6 +79,7 @@ def test_operator__makes_what_the_overlay_says(name, tmp_path, count):
         api.delete(api.list("DaskCluster")["kconn"])
         wait_until(lambda: not owned(api), 60, lambda: list(owned(api)))
         assert not {**api.list("DaskAutoscaler"), **api.list("DaskWorkerGroup")}
+        assert api.faults == []
         count(overlays=1, pods_as_the_manifest_says=len(pods))
 
 
@@ -113,6 +114,7 @@ def cluster(tmp_path_factory, studies):
             api.create(secret_of(f"kconn-tls-{role}", mine))
         with operating(api, nodes.outside):
             yield api, nodes
+        assert api.faults == []
 
 
 @pytest.fixture(scope="module")
