@@ -214,6 +214,10 @@ def _fits(values, selector):
     return all(key in values and (not equal or values[key] == value.lstrip("=")) for key, equal, value in parts)
 
 
+class Gone(Exception):  # noqa: N818 - what it is, not a fault
+    """An object is not there, or not any more."""
+
+
 class KubernetesApi:
     """The emulated API of a namespace, with an administrator's client."""
 
@@ -308,7 +312,7 @@ class KubernetesApi:
             with urllib.request.urlopen(request, timeout=30, context=context) as reply:  # noqa: S310 - loopback
                 return json.loads(reply.read())
         except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()) from error
+            raise (Gone if error.code == 404 else AssertionError)(error.read().decode()) from error
 
 
 def write_config(path, port, *, token, authority):

@@ -20,11 +20,12 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.kubernetes_api import ADMIN, HOST
+from tests.kubernetes_api import ADMIN, HOST, Gone
 from tests.warm_shell import ROOT
 
 ACCOUNT = os.path.realpath("/var/run/secrets/kubernetes.io/serviceaccount")  # /var/run is a link
@@ -87,7 +88,8 @@ class Nodes:
                 self._start_missing()
                 self._tell_names()
                 for pod in list(self._pods.values()):
-                    pod.look()
+                    with suppress(Gone):  # what made it was removed a moment ago
+                        pod.look()
         except Exception as error:  # noqa: BLE001 - told at the end of the test
             self.fault = error
 

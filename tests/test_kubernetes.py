@@ -6,6 +6,7 @@ import socket
 import pytest
 import yaml
 from distributed import LocalCluster
+from kr8s._api import Api
 
 from kconn.cluster import connect
 from kconn.cluster_table import ClusterTable
@@ -23,6 +24,12 @@ def api(tmp_path_factory):
         yield api
 
 
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch):
+    """Let kr8s forget who it was: it keeps its clients for the process."""
+    monkeypatch.setattr(Api, "_instances", {})
+
+
 @pytest.fixture
 def account(api, monkeypatch):
     """Let this process be an account of the namespace."""
@@ -37,7 +44,9 @@ def scheduler():
 
 
 def table(address):
-    return ClusterTable(kind="kubernetes", image="kconn:1", insecure=True, address=address, max_workers=3)
+    return ClusterTable(
+        kind="kubernetes", image="kconn:1", insecure=True, address=address, max_workers=3, start_minutes=0.5
+    )
 
 
 def made_by(api):

@@ -135,12 +135,17 @@ def given(studies, name, **changes):
     return study.parent
 
 
-def run_flow(api, *command):
+def run_flow(api, nodes, *command):
     """Run a command as the pod of a flow, with the job of the work pool; return how it ended."""
     job = flow_job()
     job["spec"]["template"]["spec"]["containers"][0]["args"] = [*command]
     name = api.create(job)["metadata"]["name"]
-    wait_until(lambda: "conditions" in api.list("Job")[name].get("status", {}), 600, "the flow did not end")
+
+    def is_ended():
+        assert nodes.fault is None, nodes.fault
+        return "conditions" in api.list("Job")[name].get("status", {})
+
+    wait_until(is_ended, 600, "the flow did not end")
     return api.list("Job")[name]["status"]["conditions"][0]["type"], name
 
 
@@ -149,7 +154,7 @@ def test_standing_cluster__runs_a_study_with_the_same_bits(cluster, studies, dig
     made = [one for one in overlay("dev") if one["kind"] in DASK_KINDS]
     api.apply(made)
     folder = given(studies, "standing", cluster={"kind": "address", "address": "tls://kconn-scheduler.kconn:8786"})
-    ended, job = run_flow(api, "kconn", "run", "/study/standing/study.toml", "--tls", "/etc/kconn/tls")
+    ended, job = run_flow(api, nodes, "kconn", "run", "/study/standing/study.toml", "--tls", "/etc/kconn/tls")
     assert ended == "Complete", nodes.log(job) + nodes.log("kconn")
     assert store.digest_store(folder / "study.zarr") == digest
     assert store.verify(folder / "study.zarr")[1] == []
@@ -163,7 +168,7 @@ def test_connect__runs_a_study_on_a_cluster_of_its_own_and_removes_it(cluster, s
     api, nodes = cluster
     own = {"kind": "kubernetes", "image": "kconn:0.1.0", "tls": "/etc/kconn/tls", "workers": 2}
     folder = given(studies, "own", cluster=own)
-    ended, job = run_flow(api, "kconn", "run", "/study/own/study.toml")
+    ended, job = run_flow(api, nodes, "kconn", "run", "/study/own/study.toml")
     assert ended == "Complete", nodes.log(job) + nodes.log("kconn")
     assert store.digest_store(folder / "study.zarr") == digest
     wait_until(lambda: not any("scheduler" in name for name in api.list("Deployment")), 60, "it was not removed")
@@ -199,7 +204,7 @@ with connect(table) as client:
 def test_connect__grows_with_the_work_and_shrinks_after_it(cluster, count):
     """The operator asks the scheduler over HTTP how many workers it wants, and which one it may retire."""
     api, nodes = cluster
-    ended, job = run_flow(api, "python", "-c", GROWING)
+    ended, job = run_flow(api, nodes, "python", "-c", GROWING)
     assert ended == "Complete", nodes.log(job) + nodes.log("kconn")
     said = (api.folder / "operator.log").read_text()
     assert "worker count from 1 to 2" in said
