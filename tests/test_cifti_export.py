@@ -177,3 +177,30 @@ def test_parcels_of__joins_the_parts_of_a_union(tmp_path):
     assert found == expected
     with pytest.raises(TypeError):
         parcels_of(nodes_from_spheres([("s", 0, 0, 0)], radius_mm=1))
+
+
+@pytest.mark.parametrize("n_node", [200, pytest.param(400, marks=pytest.mark.slow)])
+def test_parcels_of__a_published_dlabel_nibabel_reopens_its_parcels_and_its_vertices(shared_data, tmp_path, n_node):
+    source = shared_data / "atlases" / f"Schaefer{n_node}x17_den-32k.dlabel.nii"
+    labels, models = nib.load(source).header.get_axis(0), nib.load(source).header.get_axis(1)
+    keys = nib.load(source).get_fdata()[0]
+    found = cifti.read_dense_labels(source)
+    parcels = parcels_of(nodes_from_dense_labels(found.keys, found.places, names=found.names))
+    values = np.arange(n_node, dtype=np.float32)
+
+    cifti_write.write_matrix(tmp_path / "m.pconn.nii", values[:, None] + values, parcels)
+    cifti_write.write_scalars(tmp_path / "m.pscalar.nii", values[None], ["value"], parcels)
+    cifti_write.write_scalars(tmp_path / "m.dscalar.nii", keys[None], ["key"], found.places)
+
+    matrix, scalars, dense = (nib.load(tmp_path / f"m.{kind}.nii") for kind in ("pconn", "pscalar", "dscalar"))
+    assert dense.header.get_axis(1) == models
+    np.testing.assert_array_equal(dense.get_fdata()[0], keys)
+    axis = matrix.header.get_axis(0)
+    assert axis == matrix.header.get_axis(1) == scalars.header.get_axis(1)
+    np.testing.assert_array_equal(matrix.get_fdata(), values[:, None] + values)
+    names = {key: name for key, (name, _) in labels.label[0].items() if key}
+    assert axis.name.tolist() == [names[key] for key in sorted(names)]
+    parts = [(structure, part.vertex, keys[chosen]) for structure, chosen, part in models.iter_structures()]
+    for key, vertices in zip(sorted(names), axis.vertices, strict=True):
+        for structure, vertex, label in parts:
+            np.testing.assert_array_equal(vertices.get(structure, []), vertex[label == key])
