@@ -231,19 +231,20 @@ def test_ingest_run__reads_the_relative_displacement_as_rmsd(hcp, tmp_path):
     np.testing.assert_allclose(stored["confounds"].sel(confound="rmsd"), rms)
 
 
-def test_survey_study__refuses_runs_with_other_grayordinates(hcp, tmp_path):
+@pytest.mark.parametrize("subject", ["01", "02"])
+def test_survey_study__refuses_runs_with_other_grayordinates(hcp, tmp_path, subject):
     study = copied(hcp, tmp_path)
-    path = dtseries(tmp_path, "02")
+    path = dtseries(tmp_path, subject)
     image = nib.load(path)
     axis = image.header.get_axis(1)
     made.write(path, image.get_fdata()[:, 5:], image.header.get_axis(0), axis[5:])
-    assert problems(study) == [("E-BRAIN-MODELS", "sub-02/ses-pre/run-REST1AP")]
+    assert problems(study) == [("E-BRAIN-MODELS", f"sub-{subject}/ses-pre/run-REST1AP")]
     surface = axis[axis.surface_mask]
     surface.nvertices = dict.fromkeys(surface.nvertices, 9999)
     made.write(path, image.get_fdata()[:, axis.surface_mask], image.header.get_axis(0), surface)
     assert problems(study) == [
-        ("E-BRAIN-MODELS", "sub-02/ses-pre/run-REST1AP"),
-        ("E-BRAIN-MODELS", "nodes.sim, sub-02/ses-pre/run-REST1AP"),
+        ("E-BRAIN-MODELS", f"sub-{subject}/ses-pre/run-REST1AP"),
+        ("E-BRAIN-MODELS", f"nodes.sim, sub-{subject}/ses-pre/run-REST1AP"),
     ]
 
 

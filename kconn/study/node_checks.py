@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -32,15 +33,17 @@ _NO_NODES: Final = xr.Dataset(coords={"node": np.array([], dtype=str)})
 
 
 def check_brain_models(facts: list[RunFacts], problems: list[KconnError]) -> None:
-    """Refuse runs whose grayordinates are not those of the first: maps of a cohort need one row per place."""
+    """Refuse runs whose grayordinates are not those of most others: maps of a cohort need one row per place."""
     dense = [run for run in facts if has_grayordinates(run.template)]
-    for run in dense[1:]:
-        if run.template.attrs["brain_models"] != dense[0].template.attrs["brain_models"]:
-            mine, first = (read_grayordinates(each.template).describe() for each in (run, dense[0]))
+    n_like = Counter(run.template.attrs["brain_models"] for run in dense)
+    usual = max(dense, key=lambda run: n_like[run.template.attrs["brain_models"]], default=None)
+    for run in dense:
+        if usual is not None and run.template.attrs["brain_models"] != usual.template.attrs["brain_models"]:
+            mine, others = (read_grayordinates(each.template).describe() for each in (run, usual))
             problems.append(
                 InputError(
                     "E-BRAIN-MODELS",
-                    f"it has {mine}; {dense[0].where} has {first}",
+                    f"it has {mine}; {usual.where} has {others}",
                     where=run.where,
                     rule="all runs have the same grayordinates, in the same order",
                     fix="make all runs with the same version and settings of their pipeline",
