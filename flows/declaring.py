@@ -12,7 +12,7 @@ from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
-from kconn.cluster_table import ClusterKind
+from kconn.cluster.table import ClusterKind
 from kconn.errors import KconnError, unforeseen
 
 #: Tasks that wait at the same time; each waits for one run on the workers.

@@ -13,7 +13,7 @@ from flows.declaring import Resources
 from flows.places import locate_study
 from flows.server import embedded_server
 from kconn.cli import EXIT_DONE, guarded
-from kconn.cluster_table import ClusterKind
+from kconn.cluster.table import ClusterKind
 from kconn.study.file import read_study
 
 

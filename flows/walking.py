@@ -27,14 +27,14 @@ from flows.announcing import Progress, tell_dashboard, tell_finished, tell_if_ex
 from flows.declaring import Resources, in_words
 from kconn.chunks import GIB
 from kconn.cluster import cores
+from kconn.cluster.lost_workers import telling_of_lost_workers
+from kconn.cluster.overdue import stop_work, watched
+from kconn.cluster.stalled import watched_for_stalls
 from kconn.errors import KconnError, StoreError, unforeseen
 from kconn.execution import Event, run_chain, run_cohort_step
 from kconn.io import store
-from kconn.lost_workers import telling_of_lost_workers
-from kconn.overdue import stop_work, watched
 from kconn.report.study import write_study_report
 from kconn.run_log import RunLog, keep_log
-from kconn.stalled import watched_for_stalls
 from kconn.study.plan import COHORT_STAGES, RUN_STAGES, Plan, Step
 from kconn.study.workbench import Workbench, connected, refuse_what_does_not_fit, reported, writing
 

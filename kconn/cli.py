@@ -136,11 +136,11 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing of a study and write its report."""
+    from kconn.cluster.lost_workers import telling_of_lost_workers
+    from kconn.cluster.stalled import watched_for_stalls
     from kconn.execution import both, run_plan
-    from kconn.lost_workers import telling_of_lost_workers
     from kconn.progress import show_progress
     from kconn.run_log import keep_log
-    from kconn.stalled import watched_for_stalls
     from kconn.study.workbench import connected, prepare, refuse_what_does_not_fit, reported, writing
 
     bench = prepare(arguments.study, rehash=arguments.rehash)
@@ -256,7 +256,7 @@ def clean(arguments: argparse.Namespace) -> int:
 
 def tls_init(arguments: argparse.Namespace) -> int:
     """Make a private authority, and a certificate for each role."""
-    from kconn.tls import make_certificates
+    from kconn.cluster.tls import make_certificates
 
     folder = Path(arguments.folder)
     expiry = make_certificates(folder, days=arguments.days)

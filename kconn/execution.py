@@ -12,11 +12,11 @@ from distributed import Client, Future, KilledWorker, as_completed
 from distributed.client import FutureCancelledError
 
 from kconn import stages
+from kconn.cluster.overdue import OVERDUE, begin_no_more, stop_work
+from kconn.cluster.stalled import NO_DISK, NO_MEMORY
 from kconn.errors import KconnError, ResourceError
 from kconn.io.store import Address
-from kconn.overdue import OVERDUE, begin_no_more, stop_work
 from kconn.stages import Job, Outcome
-from kconn.stalled import NO_DISK, NO_MEMORY
 from kconn.study.plan import Plan, Step
 
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import yaml
 
-from kconn.cluster_table import ClusterTable
-from kconn.kubernetes import describe_objects
+from kconn.cluster.kubernetes import describe_objects
+from kconn.cluster.table import ClusterTable
 
 PATH = Path(__file__).parents[1] / "deploy" / "kubernetes" / "base" / "daskcluster.yaml"
 HEAD = """\
 # A standing Dask cluster: kind = "address", address = "tls://kconn-scheduler.kconn:8786".
 # With kind = "kubernetes" a run makes one like it for itself.
-# Printed from kconn/kubernetes.py by `python -m tests.kubernetes_manifests`.
+# Printed from kconn/cluster/kubernetes.py by `python -m tests.kubernetes_manifests`.
 """
 
 

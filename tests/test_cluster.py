@@ -10,10 +10,9 @@ import pytest
 import yaml
 from distributed import LocalCluster
 
-from kconn import kubernetes, slurm
-from kconn.cluster import connect
-from kconn.cluster_table import ClusterTable
-from kconn.dask_settings import GUARDED, ONE_THREAD, SETTINGS, as_environment
+from kconn.cluster import connect, kubernetes, slurm
+from kconn.cluster.settings import GUARDED, ONE_THREAD, SETTINGS, as_environment
+from kconn.cluster.table import ClusterTable
 from kconn.errors import KconnError, SchemaError
 from kconn.study.file import read_study
 from kconn.study.workbench import choose_cluster, prepare

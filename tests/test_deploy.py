@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kconn.cluster_table import ClusterTable
+from kconn.cluster.table import ClusterTable
 from tests import kubernetes_manifests
 from tests.kubernetes_schemas import DASK, faults_of
 

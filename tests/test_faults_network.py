@@ -9,8 +9,8 @@ from functools import partial
 import psutil
 import pytest
 
+from kconn.cluster.tls import make_certificates
 from kconn.io import store
-from kconn.tls import make_certificates
 from tests import network_spaces
 from tests.small_study import published, small_study
 from tests.table_study import steps_of

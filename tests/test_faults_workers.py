@@ -12,11 +12,11 @@ import pytest
 from distributed import Client
 
 from kconn.cluster import connect
-from kconn.cluster_table import ClusterTable
+from kconn.cluster.stalled import watched_for_stalls
+from kconn.cluster.table import ClusterTable
 from kconn.errors import ResourceError
 from kconn.execution import run_plan
 from kconn.io import store
-from kconn.stalled import watched_for_stalls
 from kconn.study.workbench import prepare, writing
 from tests.small_disk import small_disk
 from tests.small_study import published, small_study

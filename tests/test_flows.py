@@ -29,10 +29,10 @@ from flows.shell import run_from_shell
 from flows.study import run_study
 from kconn.cli import EXIT_ERROR
 from kconn.cluster import connect
+from kconn.cluster.overdue import watched
 from kconn.errors import InputError, KconnError, ResourceError, StudyFileError
 from kconn.execution import run_chain, run_plan
 from kconn.io import store
-from kconn.overdue import watched
 from kconn.stages import STAGES
 from kconn.study.workbench import prepare, writing
 from tests.small_study import small_study

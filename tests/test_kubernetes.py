@@ -9,7 +9,7 @@ from distributed import LocalCluster
 from kr8s._api import Api
 
 from kconn.cluster import connect
-from kconn.cluster_table import ClusterTable
+from kconn.cluster.table import ClusterTable
 from kconn.errors import InputError, ResourceError
 from tests.kubernetes_api import KubernetesApi, write_config
 from tests.warm_shell import ROOT

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from kconn.cluster.tls import make_certificates
 from kconn.io import store
-from kconn.tls import make_certificates
 from tests.kubernetes_api import KubernetesApi
 from tests.kubernetes_nodes import Nodes, secret, secret_of, wait_until
 from tests.prefect_server import Database
@@ -181,7 +181,7 @@ GROWING = """
 import time
 from pathlib import Path
 from kconn.cluster import connect
-from kconn.cluster_table import ClusterTable
+from kconn.cluster.table import ClusterTable
 
 table = ClusterTable(kind="kubernetes", image="kconn", tls="/etc/kconn/tls", min_workers=1, max_workers=2)
 

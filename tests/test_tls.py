@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from distributed import Client
 
 from kconn.cluster import connect
-from kconn.cluster_table import ClusterTable
-from kconn.dask_settings import GUARDED, as_environment
+from kconn.cluster.settings import GUARDED, as_environment
+from kconn.cluster.table import ClusterTable
+from kconn.cluster.tls import ROLES, load_security, make_certificates
 from kconn.errors import InputError, KconnError, ResourceError
-from kconn.tls import ROLES, load_security, make_certificates
 
 DASK = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
 WORKER = [sys.executable, "-m", "distributed.cli.dask_worker"]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from kconn.clean.confounds import PRESETS, STRATEGIES, Strategy, find_strategy
-from kconn.cluster_table import ClusterTable
+from kconn.cluster.table import ClusterTable
 from kconn.errors import StudyFileError, first_of
 from kconn.io.objects import parse_place
 from kconn.io.storage import Place, beside, is_remote, work_name

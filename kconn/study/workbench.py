@@ -13,7 +13,7 @@ from distributed.system import MEMORY_LIMIT
 from pydantic import ValidationError
 
 from kconn import cluster
-from kconn.cluster_table import ClusterKind, ClusterTable
+from kconn.cluster.table import ClusterKind, ClusterTable
 from kconn.errors import ResourceError, SchemaError
 from kconn.io import store
 from kconn.io.storage import free_bytes

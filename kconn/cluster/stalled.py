@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from distributed import Client
 
-from kconn.overdue import stop_work
+from kconn.cluster.overdue import stop_work
 
 #: Reasons with which the futures of a client are cancelled.
 NO_MEMORY: Final = "all workers are paused, their memory is full"

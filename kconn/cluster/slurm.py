@@ -11,8 +11,8 @@ from typing import Any, Final
 from distributed.deploy.cluster import Cluster
 from distributed.security import Security
 
-from kconn.cluster_table import ClusterTable
-from kconn.dask_settings import GUARDED, ONE_THREAD, SETTINGS, as_environment
+from kconn.cluster.settings import GUARDED, ONE_THREAD, SETTINGS, as_environment
+from kconn.cluster.table import ClusterTable
 from kconn.errors import ResourceError, SchemaError
 
 #: Memory of a worker where the study file names none.

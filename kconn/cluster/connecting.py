@@ -22,12 +22,12 @@ from distributed.deploy.cluster import Cluster
 from distributed.security import Security
 from distributed.utils import silence_logging_cmgr
 
-from kconn.cluster_table import ClusterKind, ClusterTable
-from kconn.dask_settings import SETTINGS
+from kconn.cluster.kubernetes import started_in_kubernetes
+from kconn.cluster.settings import SETTINGS
+from kconn.cluster.slurm import start_slurm
+from kconn.cluster.table import ClusterKind, ClusterTable
+from kconn.cluster.tls import load_security, make_certificates
 from kconn.errors import ResourceError
-from kconn.kubernetes import started_in_kubernetes
-from kconn.slurm import start_slurm
-from kconn.tls import load_security, make_certificates
 
 _ADDRESS: Final = re.compile(r"(?:(?P<protocol>\w+)://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d+)/?")
 _HERE: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})

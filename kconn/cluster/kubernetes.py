@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from kconn.cluster_table import ClusterTable
-from kconn.dask_settings import GUARDED, ONE_THREAD, SETTINGS, as_environment
+from kconn.cluster.settings import GUARDED, ONE_THREAD, SETTINGS, as_environment
+from kconn.cluster.table import ClusterTable
 from kconn.errors import ResourceError, SchemaError
 
 #: Memory of a worker, and of a scheduler, where the study file names none.

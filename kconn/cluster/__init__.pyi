@@ -1,0 +1,2 @@
+from .connecting import connect as connect
+from .connecting import cores as cores
