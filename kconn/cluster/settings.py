@@ -13,6 +13,10 @@ SETTINGS: Final[dict[str, Any]] = {
     "distributed.comm.timeouts.tcp": "15s",
     "distributed.worker.memory.max-spill": "4GiB",
     "distributed.admin.tick.limit": "10s",
+    # What a worker remembers of its call stacks and events; with the defaults that grows by hundreds of MB.
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.worker.profile.interval": "100ms",
+    "distributed.worker.profile.cycle": "10s",
     # Small arrays travel inside the graph: scattered ones would be lost with the worker that holds them.
     "distributed.admin.large-graph-warning-threshold": "100GB",
 }
