@@ -1,10 +1,13 @@
 """Studies of the size of HCP and UK Biobank, planned from what is known of their runs alone."""
 
 import gc
+import subprocess
+import sys
 import time
 import tracemalloc
 from dataclasses import replace
 
+import psutil
 import pytest
 import xarray as xr
 
@@ -13,6 +16,8 @@ from kconn.errors import ResourceError
 from kconn.study.plan import make_plan
 from kconn.study.workbench import prepare, refuse_what_does_not_fit
 from tests.small_study import small_study, write_study
+from tests.table_study import steps_of, table_study
+from tests.warm_shell import ROOT
 
 pytestmark = pytest.mark.faults("scale")
 
@@ -109,6 +114,34 @@ def _plan_bytes(bench, n_run):
     highest = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(plan.runs()) == n_run
+    return highest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_run__of_many_runs_holds_no_more_than_of_few(tmp_path, count):
+    few, many = (_run_on_workers(tmp_path / str(n), n) for n in (200, 1_000))
+    count(runs=1_000, **{f"MB of the {name}": round(many[name] / 1e6) for name in many})
+    assert many["workers"] < 1.15 * few["workers"]
+    assert many["command"] < 1.15 * few["command"]
+
+
+def _run_on_workers(folder, n_run):
+    """Run a study of so many runs on two workers; return the most that the command held, and a worker."""
+    study = table_study(folder, n_subject=n_run)
+    command = [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", "2"]
+    process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    highest = {"command": 0, "workers": 0}
+    while process.poll() is None:
+        try:
+            held = [process.memory_info().rss, *(child.memory_info().rss for child in process.children())]
+        except psutil.NoSuchProcess:  # one that ended meanwhile
+            continue
+        highest["command"] = max(highest["command"], held[0])
+        highest["workers"] = max(highest["workers"], *held[1:], 0)
+        time.sleep(0.5)
+    assert process.returncode == 0
+    assert len(steps_of(study)) == 4 * n_run + 6
     return highest
 
 
