@@ -12,7 +12,7 @@ demo: install ## Simulate a trial, run it as a Prefect flow on a local Dask clus
 
 test: install ## Lint, types, import contract, unit tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: install ## Everything, also what takes minutes
 	$(BIN)/python -m pytest -m "not benchmark"

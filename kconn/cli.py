@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kconn.errors import KconnError, unforeseen
+from kconn.interrupts import heeded_interrupts, raise_unheard
 
 # Everything heavy is imported by the command that needs it: `kconn --help` answers at once.
 
@@ -43,7 +44,8 @@ def guarded(call: Callable[[], int], *, study: str | None) -> int:
         The study file; the traceback of an unforeseen error is kept beside it.
     """
     try:
-        code = call()
+        with heeded_interrupts():
+            code = call()
         sys.stdout.flush()
     except KconnError as error:
         _print_error(error)
@@ -168,7 +170,9 @@ def run(arguments: argparse.Namespace) -> int:
                     show_progress(console, bench.plan.steps, bench.study.store) as listen,
                     telling_of_lost_workers(client, lambda lost: console.print(str(lost), highlight=False)),
                 ):
-                    run_plan(bench.plan, bench.bind, client=client, listen=both(listen, log.listen))
+                    run_plan(
+                        bench.plan, bench.bind, client=client, listen=both(both(listen, log.listen), raise_unheard)
+                    )
         else:
             console.print(f"nothing to do: all {len(bench.plan.steps)} results are there")
         _write_report(bench)
