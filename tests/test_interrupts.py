@@ -11,6 +11,14 @@ import pytest
 from kconn.interrupts import heeded_interrupts, raise_unheard
 
 
+@pytest.fixture(autouse=True)
+def _terminal():
+    """Hear SIGINT as a program in a terminal does, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Thing:
     """Something that can be referred to weakly."""
 

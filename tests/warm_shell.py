@@ -113,6 +113,7 @@ def _run(request):
 
 
 def _child(call, request, counter):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also where the tests run without one
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
     try:
