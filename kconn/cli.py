@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what is missing of a study and write its report."""
     from kconn.cluster.lost_workers import telling_of_lost_workers
     from kconn.cluster.stalled import watched_for_stalls
-    from kconn.execution import both, run_plan
+    from kconn.execution import each, run_plan
     from kconn.progress import show_progress
     from kconn.run_log import keep_log
     from kconn.study.workbench import connected, prepare, refuse_what_does_not_fit, reported, writing
@@ -170,9 +170,8 @@ def run(arguments: argparse.Namespace) -> int:
                     show_progress(console, bench.plan.steps, bench.study.store) as listen,
                     telling_of_lost_workers(client, lambda lost: console.print(str(lost), highlight=False)),
                 ):
-                    run_plan(
-                        bench.plan, bench.bind, client=client, listen=both(both(listen, log.listen), raise_unheard)
-                    )
+                    heard = each(listen, log.listen, raise_unheard)
+                    run_plan(bench.plan, bench.bind, client=client, listen=heard)
         else:
             console.print(f"nothing to do: all {len(bench.plan.steps)} results are there")
         _write_report(bench)

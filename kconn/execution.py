@@ -42,12 +42,12 @@ _NOT_BEGUN: Final = "not begun"
 _ENOUGH: Final = 2
 
 
-def both(first: Listener, second: Listener) -> Listener:
-    """Return a listener that tells two."""
+def each(*listeners: Listener) -> Listener:
+    """Return a listener that tells others, one after the other."""
 
     def listen(event: Event) -> None:
-        first(event)
-        second(event)
+        for tell in listeners:
+            tell(event)
 
     return listen
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from distributed import Client, Future
+
+from kconn.cluster.looking import looking
 
 #: Reason with which the future of a step is cancelled that computed for too long; the message is its key.
 OVERDUE: Final = "overdue"
@@ -25,14 +27,9 @@ def watched(client: Client | None, seconds: float | None) -> Iterator[None]:
     if client is None or seconds is None:
         yield
         return
-    done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(client, seconds, done), name="kconn-overdue", daemon=True)
-    thread.start()
-    try:
+    look = _Overdue(client=client, seconds=seconds).look
+    with looking(look, every=min(max(seconds / _LOOKS, 0.2), 30.0), name="kconn-overdue"):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def stop_work(client: Client, futures: Sequence[Future[Any]] | None = None, *, reason: str = "stopped") -> None:
@@ -61,18 +58,20 @@ def begin_no_more(client: Client, futures: Iterable[Future[Any]], *, reason: str
     client.cancel([future for future in futures if future.key not in begun], reason=reason)
 
 
-def _watch(client: Client, seconds: float, done: threading.Event) -> None:
-    since: dict[str, float] = {}
-    while not done.wait(min(max(seconds / _LOOKS, 0.2), 30.0)):
-        try:
-            computing = {key for keys in _computing(client).values() for key in keys}
-            now = time.monotonic()
-            since = {key: since.get(key, now) for key in computing}
-            for key in [key for key, start in since.items() if now - start > seconds]:
-                stop_work(client, [Future(key, client)], reason=OVERDUE)
-        except (OSError, TimeoutError, ValueError, KeyError):
-            # The scheduler or a worker is away. Whoever waits for a step is told so by its future.
-            continue
+@dataclass(slots=True, kw_only=True)
+class _Overdue:
+    """Since when each task has been seen to compute."""
+
+    client: Client
+    seconds: float
+    since: dict[str, float] = field(default_factory=dict)
+
+    def look(self) -> None:
+        computing = {key for keys in _computing(self.client).values() for key in keys}
+        now = time.monotonic()
+        self.since = {key: self.since.get(key, now) for key in computing}
+        for key in [key for key, start in self.since.items() if now - start > self.seconds]:
+            stop_work(self.client, [Future(key, self.client)], reason=OVERDUE)
 
 
 def _computing(client: Client) -> dict[str, list[str]]:

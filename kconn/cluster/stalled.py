@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from distributed import Client
 
+from kconn.cluster.looking import looking
 from kconn.cluster.overdue import stop_work
 
 #: Reasons with which the futures of a client are cancelled.
@@ -34,29 +35,25 @@ def watched_for_stalls(client: Client | None) -> Iterator[None]:
     if client is None:
         yield
         return
-    done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(client, done), name="kconn-stalled", daemon=True)
-    thread.start()
-    try:
+    with looking(_Stalled(client=client).look, every=_LOOK, name="kconn-stalled"):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
-def _watch(client: Client, done: threading.Event) -> None:
+@dataclass(slots=True, kw_only=True)
+class _Stalled:
+    """Since when nothing has gone on."""
+
+    client: Client
     since: float | None = None
-    while not done.wait(_LOOK):
-        try:
-            if not _is_stalled(client):
-                since = None
-                continue
-            since = since or time.monotonic()
-            if time.monotonic() - since >= _PATIENCE:
-                stop_work(client, reason=NO_DISK if _is_disk_full(client) else NO_MEMORY)
-                since = None
-        except (OSError, TimeoutError, ValueError, KeyError):
-            continue  # the scheduler or a worker is away: whoever waits for a step is told so by its future
+
+    def look(self) -> None:
+        if not _is_stalled(self.client):
+            self.since = None
+            return
+        self.since = self.since or time.monotonic()
+        if time.monotonic() - self.since >= _PATIENCE:
+            stop_work(self.client, reason=NO_DISK if _is_disk_full(self.client) else NO_MEMORY)
+            self.since = None
 
 
 def _is_stalled(client: Client) -> bool:
