@@ -201,6 +201,19 @@ def test_exchanged_sets__joins_what_any_row_exchanges():
     assert len({sets[0], sets[3], sets[4]}) == 3
 
 
+def test_plan_shuffling__is_the_same_however_many_rows_are_looked_at_together(monkeypatch):
+    labels, blocks = np.arange(12) % 4, np.repeat([1, 2, 3], 4)
+    given = {"n_perm": 500, "seed": 5, "tree": pm.exchange_tree(blocks), "kind": "both"}
+    together = pm.plan_shuffling(labels, **given)
+    sets = pm.exchanged_sets(together.permutations)
+    monkeypatch.setattr(pm, "ELEMENTS_AT_ONCE", 40)
+    few = pm.plan_shuffling(labels, **given)
+    np.testing.assert_array_equal(few.permutations, together.permutations)
+    np.testing.assert_array_equal(few.signs, together.signs)
+    np.testing.assert_array_equal(sets, pm.exchanged_sets(few.permutations))
+    np.testing.assert_array_equal(sets, blocks - 1)
+
+
 TREES = {
     "free": np.ones(6, dtype=int),
     "within": np.array([1, 1, 1, 2, 2, 2]),

@@ -27,10 +27,12 @@ from kconn.errors import DesignError
 IntArray = npt.NDArray[np.integer]
 Kind = Literal["permutations", "sign-flips", "both"]
 
-#: Relabellings drawn at once while looking for distinct ones.
-DRAW_BATCH: Final = 4096
-#: Batches without a single new relabelling after which the search gives up (never seen: exhaustion is counted first).
-MAX_IDLE_BATCHES: Final = 1000
+#: Relabellings looked at together at most,
+MOST_AT_ONCE: Final = 4096
+#: and their elements, of 8 bytes: of many observations fewer relabellings are looked at together.
+ELEMENTS_AT_ONCE: Final = 1 << 22
+#: Draws without a single new relabelling after which the search gives up (never seen: exhaustion is counted first).
+MAX_IDLE_DRAWS: Final = 1000 * MOST_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,12 +399,13 @@ def _draw_shuffling(
     seen = {_key(labels, identity, np.ones((1, n_obs), dtype=np.int8))[0]}
     permutations, signs = [identity], [np.ones((1, n_obs), dtype=np.int8)]
     n_idle = 0
+    n_draw = _rows_at_once(n_obs)
     while len(seen) < n_perm:
-        keys = stream.random_raw(DRAW_BATCH * (n_swaps + len(units))).reshape(DRAW_BATCH, -1)
-        drawn = np.tile(identity, (DRAW_BATCH, 1))
+        keys = stream.random_raw(n_draw * (n_swaps + len(units))).reshape(n_draw, -1)
+        drawn = np.tile(identity, (n_draw, 1))
         if n_swaps:
             drawn[:, _leaves(tree)] = _draw(tree, keys[:, :n_swaps])
-        flips = np.ones((DRAW_BATCH, n_obs), dtype=np.int8)
+        flips = np.ones((n_draw, n_obs), dtype=np.int8)
         for i_unit, unit in enumerate(units):
             flips[np.ix_(keys[:, n_swaps + i_unit] >> np.uint64(63) == 1, unit)] = -1
         fresh = []
@@ -412,8 +415,8 @@ def _draw_shuffling(
                 fresh.append(i_draw)
         permutations.append(drawn[fresh])
         signs.append(flips[fresh])
-        n_idle = 0 if fresh else n_idle + 1
-        if n_idle > MAX_IDLE_BATCHES:
+        n_idle = 0 if fresh else n_idle + n_draw
+        if n_idle > MAX_IDLE_DRAWS:
             raise DesignError("E-PERMUTATIONS", f"only {len(seen)} of {n_perm} distinct relabellings were found")
     return Shuffling(
         permutations=np.concatenate(permutations),
@@ -421,6 +424,11 @@ def _draw_shuffling(
         n_distinct=n_distinct,
         exhaustive=False,
     )
+
+
+def _rows_at_once(n_obs: int) -> int:
+    """Return how many relabellings are looked at together: they change no result, only the memory."""
+    return max(1, min(MOST_AT_ONCE, ELEMENTS_AT_ONCE // n_obs))
 
 
 def _key(labels: IntArray, permutations: IntArray, signs: npt.NDArray[np.int8]) -> list[bytes]:
@@ -529,7 +537,14 @@ def _check_signs(signs: npt.NDArray[np.generic], shape: tuple[int, ...]) -> None
 def exchanged_sets(permutations: IntArray) -> npt.NDArray[np.intp]:
     """Return one integer per observation: two that any row puts in each other's place get the same one."""
     n_perm, n_obs = permutations.shape
-    meet = np.zeros((n_obs, n_obs), dtype=np.bool_)
-    meet[np.broadcast_to(np.arange(n_obs), (n_perm, n_obs)), permutations] = True
-    graph = coo_array(meet.astype(np.int8))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.intp)
+    found = np.arange(n_obs, dtype=np.intp)
+    n_row = _rows_at_once(n_obs)
+    for start in range(0, n_perm, n_row):
+        rows = found[permutations[start : start + n_row]]
+        ends = (np.broadcast_to(found, rows.shape).ravel(), rows.ravel())
+        meet = coo_array((np.ones(rows.size, dtype=np.int8), ends), shape=(n_obs, n_obs))
+        n_left, joined = connected_components(meet, directed=False)
+        found = joined[found].astype(np.intp)
+        if found.max() == 0:
+            break
+    return found
