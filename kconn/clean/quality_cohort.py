@@ -18,6 +18,8 @@ from kconn.kernels import motion_tests, quality
 
 #: What is compared between groups and visits.
 MOTION_MEASURES: Final = ("mean_fd", *(f"step_{name}" for name in MOTION))
+#: Observations that an error names.
+_NAMED: Final = 5
 #: What `compare_motion` says of each comparison, by measure.
 COMPARED: Final = ("n_first", "n_second", "mean_first", "mean_second", "stat", "dof", "p_parametric", "p_unc")
 
@@ -38,16 +40,18 @@ def average_subjects(ds: xr.Dataset) -> xr.Dataset:
         Every variable with the dimension ``observation`` averaged (a NaN stays one), ``observation`` and ``subject``
         being the label of the subject, sorted.
     """
-    of_subject = ds["subject"].to_numpy().astype(str)
-    subjects = sorted(set(of_subject))
+    subjects, of_subject, n_session = np.unique(
+        ds["subject"].to_numpy().astype(str), return_inverse=True, return_counts=True
+    )
+    sessions = np.split(np.argsort(of_subject, kind="stable"), np.cumsum(n_session)[:-1])
     rows = {name: values for name, values in ds.data_vars.items() if "observation" in values.dims}
     made = {}
     for name, values in rows.items():
         arrays = values.transpose("observation", ...).to_numpy().astype(np.float64)
-        mean = np.stack([arrays[of_subject == subject].mean(axis=0) for subject in subjects])
+        mean = np.stack([arrays[of_one].mean(axis=0) for of_one in sessions])
         dims = [dim for dim in values.dims if dim != "observation"]
         made[name] = xr.DataArray(mean, dims=("observation", *dims), attrs=values.attrs)
-    labels = np.array(subjects, dtype=object)
+    labels = subjects.astype(object)
     out = ds.drop_dims("observation").assign(made)
     return out.assign_coords(observation=("observation", labels), subject=("observation", labels))
 
@@ -103,7 +107,7 @@ def estimate_qc_fc(
     schema.validate(ds, "netmat", "mean_fd")
     score = ds["mean_fd"].to_numpy().astype(np.float64)
     covariates = _join(nuisance, ds, "observation")
-    _refuse_bad_scores(np.column_stack([score, covariates]), ds)
+    refuse_bad_scores(np.column_stack([score, covariates]), ds["observation"].to_numpy())
 
     netmat = ds["netmat"].transpose("observation", "edge").to_numpy()
     r, p = quality.correlate_across(netmat, score, covariates)
@@ -142,13 +146,28 @@ def _positions_of(positions: xr.DataArray, nodes: npt.NDArray[Any]) -> npt.NDArr
     return np.asarray(positions.sel(node=nodes).transpose("node", ...), dtype=np.float64)
 
 
-def _refuse_bad_scores(scores: npt.NDArray[np.float64], ds: xr.Dataset) -> None:
+def refuse_bad_scores(scores: npt.NDArray[np.float64], observations: npt.NDArray[Any]) -> None:
+    """Refuse what no correlation with motion can be made of.
+
+    Parameters
+    ----------
+    scores
+        ``(observation, score)``: mean displacement, and covariates.
+    observations
+        Their labels.
+
+    Raises
+    ------
+    InputError
+        Codes ``E-COV-NAN`` and ``E-TOO-FEW``.
+    """
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
-        names = ", ".join(map(str, ds["observation"].to_numpy()[bad]))
+        names = list(map(str, observations[bad]))
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         raise InputError(
             "E-COV-NAN",
-            f"mean displacement or a covariate of {names} is not a number",
+            f"mean displacement or a covariate of {', '.join(names[:_NAMED])}{more} is not a number",
             rule="every observation needs all of them",
             fix="leave those observations out",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -55,10 +56,11 @@ def average_runs(runs: Sequence[xr.Dataset]) -> xr.Dataset:
     Silver and Dunlap 1987, Averaging correlation coefficients, doi:10.1037/0021-9010.72.1.146.
     """
     places = [str(run.attrs.get("where", f"run {i + 1}")) for i, run in enumerate(runs)]
-    stacked = _stack(runs, places, "run")
+    matrices = [_Matrix.of(run, place) for run, place in zip(runs, places, strict=True)]
+    stacked = _stack(matrices, "run")
     mean = _mean(stacked, "run")
     out = xr.Dataset({"netmat": mean, "n_run": stacked.notnull().sum("run", keep_attrs=False)})
-    return schema.annotate(out.assign_coords(_edge_coords(runs[0])))
+    return schema.annotate(out.assign_coords(matrices[0].coords))
 
 
 def scale_to_unrelated(runs: Sequence[xr.Dataset], *, seed: int = 0) -> list[xr.Dataset]:
@@ -146,26 +148,48 @@ def assemble(sessions: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
     SchemaError
         ``E-SCHEMA`` if they differ in kind, penalty or z.
     """
-    rows = sorted(((str(subject), str(session), ds) for subject, session, ds in sessions), key=lambda row: row[:2])
-    ids = ["_".join(part for part in row[:2] if part) for row in rows]
-    folded = [name.casefold() for name in ids]
-    twice = [name for name, key in zip(ids, folded, strict=True) if folded.count(key) > 1]
-    if twice:
-        raise InputError(
-            "E-ID-DUPLICATE",
-            f"{' and '.join(map(repr, twice[:3]))} claim one place in the cohort",
-            rule="one matrix per subject and session, also when case is ignored",
-            fix="average the runs of a session first",
-        )
-    netmat = _stack([row[2] for row in rows], ids, "observation")
+    rows: dict[tuple[str, str], _Matrix] = {}
+    matrix: _Matrix | None = None
+    for subject, session, ds in sessions:
+        place = _observation(subject, session)
+        if (str(subject), str(session)) in rows:
+            raise _claimed_twice(place, place)
+        matrix = _Matrix.of(ds, place, like=matrix)
+        rows[str(subject), str(session)] = matrix
+    places = sorted(rows)
+    ids = [_observation(*place) for place in places]
+    _refuse_twins(ids)
+    netmat = _stack([rows[place] for place in places], "observation")
     out = xr.Dataset({"netmat": netmat, "n_missing": netmat.isnull().sum("observation", keep_attrs=False)})
     ids_of = {
         "observation": np.array(ids),
-        "subject": np.array([row[0] for row in rows]),
-        "session": np.array([row[1] for row in rows]),
+        "subject": np.array([place[0] for place in places]),
+        "session": np.array([place[1] for place in places]),
     }
     out = out.assign_coords({name: ("observation", values) for name, values in ids_of.items()})
-    return schema.annotate(out.assign_coords(_edge_coords(rows[0][2])))
+    return schema.annotate(out.assign_coords(rows[places[0]].coords))
+
+
+def _observation(subject: str, session: str) -> str:
+    return "_".join(part for part in (str(subject), str(session)) if part)
+
+
+def _refuse_twins(ids: Sequence[str]) -> None:
+    """Refuse names that are the same, or differ in case alone."""
+    seen: dict[str, str] = {}
+    for name in ids:
+        if (key := name.casefold()) in seen:
+            raise _claimed_twice(seen[key], name)
+        seen[key] = name
+
+
+def _claimed_twice(one: str, other: str) -> InputError:
+    return InputError(
+        "E-ID-DUPLICATE",
+        f"{one!r} and {other!r} claim one place in the cohort",
+        rule="one matrix per subject and session, also when case is ignored",
+        fix="average the runs of a session first",
+    )
 
 
 def assemble_amplitude_cohort(runs: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
@@ -412,49 +436,85 @@ def _edge_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
     return {name: ds[name].variable for name in EDGE_COORDS if name in ds.coords}
 
 
-def _stack(datasets: Sequence[xr.Dataset], places: Sequence[str], dim: str) -> xr.DataArray:
-    """Stack ``netmat (edge)`` along ``dim``, nodes joined by name, refusing what does not belong together."""
-    if not datasets:
-        raise InputError("E-NODES", "there is no network matrix to put together", rule="at least one")
-    parts = []
-    for ds, place in zip(datasets, places, strict=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Matrix:
+    """What is kept of one network matrix until all are there.
+
+    Attributes
+    ----------
+    place
+        Where it is from, for errors.
+    netmat
+        ``(edge)``, without coordinates.
+    names
+        Of the nodes, in order.
+    coords
+        Of the edges.
+    """
+
+    place: str
+    netmat: xr.Variable
+    names: npt.NDArray[Any]
+    coords: Mapping[str, xr.Variable]
+
+    @classmethod
+    def of(cls, ds: xr.Dataset, place: str, *, like: _Matrix | None = None) -> _Matrix:
+        """Return the matrix of a Dataset; it shares names and coordinates with ``like`` where they are the same."""
         schema.validate(ds, "netmat")
-        if ds["netmat"].dims != ("edge",):
+        netmat = ds["netmat"].variable
+        if netmat.dims != ("edge",):
             raise SchemaError(
-                "E-SCHEMA", f"netmat has dims {tuple(map(str, ds['netmat'].dims))}", where=place, rule="('edge',)"
+                "E-SCHEMA", f"netmat has dims {tuple(map(str, netmat.dims))}", where=place, rule="('edge',)"
             )
-        _check_attrs(datasets[0], ds, places[0], place)
-        parts.append(_align(datasets[0], ds, places[0], place))
-    return xr.concat(parts, dim=dim).assign_attrs(datasets[0]["netmat"].attrs)
+        coords = _edge_coords(ds)
+        if like is not None and _are_same(coords, like.coords):
+            return cls(place=place, netmat=netmat, names=like.names, coords=like.coords)
+        return cls(place=place, netmat=netmat, names=node_names(ds), coords=coords)
 
 
-def _check_attrs(first: xr.Dataset, ds: xr.Dataset, first_place: str, place: str) -> None:
-    mine = {name: ds["netmat"].attrs.get(name) for name in SAME_ATTRS}
-    theirs = {name: first["netmat"].attrs.get(name) for name in SAME_ATTRS}
+def _are_same(coords: Mapping[str, xr.Variable], others: Mapping[str, xr.Variable]) -> bool:
+    return coords.keys() == others.keys() and all(
+        np.array_equal(labels.values, others[name].values) for name, labels in coords.items()
+    )
+
+
+def _stack(matrices: Sequence[_Matrix], dim: str) -> xr.DataArray:
+    """Stack matrices along ``dim``, nodes joined by name, refusing what does not belong together."""
+    if not matrices:
+        raise InputError("E-NODES", "there is no network matrix to put together", rule="at least one")
+    first = matrices[0]
+    rows = []
+    for matrix in matrices:
+        _check_attrs(first, matrix)
+        rows.append(_align(first, matrix))
+    stacked: xr.Variable = xr.Variable.concat(rows, dim=dim)  # type: ignore[no-untyped-call]
+    return xr.DataArray(stacked).assign_attrs(first.netmat.attrs)
+
+
+def _check_attrs(first: _Matrix, matrix: _Matrix) -> None:
+    mine, theirs = ({name: one.netmat.attrs.get(name) for name in SAME_ATTRS} for one in (matrix, first))
     if mine != theirs:
         raise SchemaError(
             "E-SCHEMA",
-            f"netmat is {mine}, that of {first_place} is {theirs}",
-            where=place,
+            f"netmat is {mine}, that of {first.place} is {theirs}",
+            where=matrix.place,
             rule="matrices of one cohort are estimated in one way",
             fix="estimate them again with one kind, penalty and z",
         )
 
 
-def _align(first: xr.Dataset, ds: xr.Dataset, first_place: str, place: str) -> xr.DataArray:
-    """Return ``netmat`` without coordinates, its edges in the order of ``first``."""
-    here, wanted = node_names(ds), node_names(first)
-    netmat = ds["netmat"].drop_vars(list(ds["netmat"].coords))
-    if np.array_equal(here, wanted):
-        return netmat
-    strangers = sorted(map(str, set(here.tolist()) ^ set(wanted.tolist())))
+def _align(first: _Matrix, matrix: _Matrix) -> xr.Variable:
+    """Return ``netmat`` with its edges in the order of ``first``."""
+    if matrix.names is first.names or np.array_equal(matrix.names, first.names):
+        return matrix.netmat
+    strangers = sorted(map(str, set(matrix.names.tolist()) ^ set(first.names.tolist())))
     if strangers:
         raise InputError(
             "E-NODES",
-            f"the nodes differ from those of {first_place}: {', '.join(map(repr, strangers[:5]))} "
+            f"the nodes differ from those of {first.place}: {', '.join(map(repr, strangers[:5]))} "
             f"{'is' if len(strangers) == 1 else 'are'} in one of the two only",
-            where=place,
+            where=matrix.place,
             rule="all runs of a cohort have the same nodes",
             fix="use one node set for all",
         )
-    return netmat.isel(edge=kernel.reorder_edges(here, wanted))
+    return matrix.netmat.isel(edge=kernel.reorder_edges(matrix.names, first.names))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from kconn.io import store
 from kconn.io.staging import Staging
 from kconn.io.storage import Place, find_place
 from kconn.io.store import Address, Target
+from kconn.io.variables import read_dataset
 
 # Every chunk ends in a checksum: with Zarr's default codec a flipped bit comes back as changed data.
 _FEW: Final = (Crc32cCodec(),)
@@ -27,8 +29,6 @@ _SMALL: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCo
 _FLOAT: Final = (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec())
 #: Variables with no more elements than this fill a block of a disk at most, compressed or not.
 _FEW_ELEMENTS: Final = 512
-#: Other variables with fewer elements are read when a group is opened.
-_READ_AT_ONCE: Final = 1 << 18
 _INTEGER: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
 
 
@@ -175,21 +175,23 @@ def write_bold_rows(
     return -(-(start - first) // n_block)
 
 
-def open_group(root: Place, address: Address) -> xr.Dataset:
+def open_group(root: Place, address: Address, names: Collection[str] | None = None) -> xr.Dataset:
     """Open a current group lazily, in the canonical voxel blocks, with ``bold`` scaled to float32.
+
+    Parameters
+    ----------
+    root, address
+        Store and place.
+    names
+        Variables and coordinates that are wanted, all by default; names that the group lacks are passed over.
 
     Raises
     ------
     StoreError
         ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
     """
-    ds = open_unchunked(root, address)
-    lazy = [str(name) for name in ds.data_vars if _is_large(ds.variables[name])]
-    for name, variable in ds.variables.items():
-        # Of the variables, not of DataArrays: each of those would read all its coordinates again.
-        if name not in lazy:
-            variable.load()
-    ds = ds.assign({name: _chunked(ds[name]) for name in lazy})
+    with translated(address):
+        ds = read_dataset(store.published_group(root, address), names)
     return _scaled(ds) if "bold" in ds else ds
 
 
@@ -266,12 +268,13 @@ def translated(address: Address) -> Iterator[None]:
             ) from error
         raise
     except ValueError as error:
-        if "checksum" in str(error):  # the CRC-32C codec says so
+        is_metadata = isinstance(error, json.JSONDecodeError)
+        if is_metadata or "checksum" in str(error):  # the CRC-32C codec says so
             raise StoreError(
                 "E-STORE-CORRUPT",
-                "a stored chunk does not match its checksum",
+                "metadata of an array cannot be read" if is_metadata else "a stored chunk does not match its checksum",
                 where=str(address),
-                rule="every chunk ends in a CRC-32C",
+                rule="every file matches the size and checksum of its seal",
                 fix="run `kconn verify` to find it, then run the study again",
             ) from error
         raise
@@ -353,17 +356,6 @@ def _rows(
             if n_in_row == n_row or n_seen == n_time:
                 yield n_seen - n_in_row, row[:n_in_row]
                 n_in_row = 0
-
-
-def _is_large(variable: xr.Variable) -> bool:
-    return variable.dims == ("voxel", "time") or variable.size >= _READ_AT_ONCE
-
-
-def _chunked(variable: xr.DataArray) -> xr.DataArray:
-    """Return the variable on Dask: in the canonical voxel blocks, or as it is stored."""
-    if variable.dims == ("voxel", "time"):
-        return variable.chunk(voxel=plan_voxel_blocks(*variable.shape), time=-1)
-    return variable.chunk(dict(zip(variable.dims, variable.encoding["chunks"], strict=True)))
 
 
 def _scaled(ds: xr.Dataset) -> xr.Dataset:

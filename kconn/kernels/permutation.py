@@ -543,7 +543,7 @@ def exchanged_sets(permutations: IntArray) -> npt.NDArray[np.intp]:
         rows = found[permutations[start : start + n_row]]
         ends = (np.broadcast_to(found, rows.shape).ravel(), rows.ravel())
         meet = coo_array((np.ones(rows.size, dtype=np.int8), ends), shape=(n_obs, n_obs))
-        n_left, joined = connected_components(meet, directed=False)
+        _, joined = connected_components(meet, directed=False)
         found = joined[found].astype(np.intp)
         if found.max() == 0:
             break

@@ -97,8 +97,12 @@ def gather_report(bench: Workbench) -> ReportData:
         reliability={_comparison(step): _open(bench, step) for step in bench.plan.steps if step.stage == "reliability"},
         maps=_Maps(bench=bench),
         components=_Components(bench=bench),
-        carpets=_Carpets(bench=bench, order=worst_first(quality_rows(quality))),
+        carpets=_Carpets(bench=bench, order=worst_first(quality_rows(quality))[:N_CARPET]),
     )
+
+
+#: Runs that are shown as pictures: of some 25 kB each, in a page that must open at once.
+N_CARPET: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

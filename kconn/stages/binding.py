@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from kconn.io import checkpoints, cubes, store
@@ -65,9 +67,24 @@ class Job:
         """Return role -> path of every input file."""
         return {role: self.folder / path for role, path in self.step.files.items()}
 
-    def open(self, address: Address) -> xr.Dataset:
-        """Open an upstream result lazily."""
-        return cubes.open_group(self.root, address)
+    def open(self, address: Address, names: Collection[str] | None = None) -> xr.Dataset:
+        """Open an upstream result lazily, or those of its variables and coordinates that are named."""
+        return cubes.open_group(self.root, address, names)
+
+    def open_each(self, step: str, names: Collection[str] | None = None) -> Iterator[tuple[str, xr.Dataset]]:
+        """Open the upstream results of a step one after the other; yields their path with each.
+
+        Thousands of runs may be held at once: their labels are, where they are the same, the same in memory.
+        """
+        earlier: dict[Hashable, xr.Variable] = {}
+        for up in self.step.upstream:
+            if up.address.step != step:
+                continue
+            ds = self.open(up.address, names)
+            plain = {name: ds.variables[name] for name in set(ds.coords) - set(ds.indexes)}
+            same = {name for name, labels in plain.items() if name in earlier and _is_same(labels, earlier[name])}
+            earlier = {name: earlier[name] if name in same else labels for name, labels in plain.items()}
+            yield up.address.path, ds.assign_coords({name: earlier[name] for name in same}) if same else ds
 
     def open_unchunked(self, address: Address) -> xr.Dataset:
         """Open an upstream result for reading parts of it on the spot."""
@@ -84,6 +101,10 @@ class Job:
         if store.is_published(self.root, target.address, target.key):
             return True
         return store.republish(self.root, target.address, target.key)
+
+
+def _is_same(one: xr.Variable, other: xr.Variable) -> bool:
+    return one.dims == other.dims and one.attrs == other.attrs and np.array_equal(one.values, other.values)
 
 
 def open_denoised(job: Job) -> tuple[xr.Dataset, xr.Dataset] | None:

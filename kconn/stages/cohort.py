@@ -12,6 +12,7 @@ import xarray as xr
 
 from kconn import schema
 from kconn.connect.cohort import (
+    EDGE_COORDS,
     assemble,
     assemble_amplitude_cohort,
     average_runs,
@@ -33,6 +34,8 @@ from kconn.study.test_tables import OF_STATISTIC
 
 #: Why a subject is in no test of a cohort that it could have been in.
 NOTHING_LEFT: Final = "every run or session was left out"
+#: What a cohort is made of: the matrix of a run, and what FSLNets' z needs to know of it.
+_OF_MATRIX: Final = ("netmat", *EDGE_COORDS, "ar1", "n_kept")
 #: Files of a test that are tables about people or surfaces; the others are those of its ``files``.
 _NOT_OF_DESIGN: Final = frozenset({"participants", "sessions", *STRUCTURE_OF})
 #: Keys of ``[permutation]`` for features that are tested each by itself.
@@ -81,8 +84,10 @@ def select_runs(job: Job, opened: dict[str, xr.Dataset]) -> Selection:
     subjects = {split_path(path)[0] for path in opened}
     rows = rows[rows["path"].isin([run_of(path) for path, result in opened.items() if exclusion(result) is None])]
     short = find_short_sessions(rows, job.step.params)
-    used = {path: result for path, result in opened.items() if run_of(path) in set(rows["path"])}
-    used = {path: result for path, result in used.items() if split_path(path)[:2] not in short}
+    within = set(rows["path"])
+    used = {
+        path: result for path, result in opened.items() if run_of(path) in within and split_path(path)[:2] not in short
+    }
     if not used:
         raise InputError(
             "E-NO-RUNS",
@@ -96,9 +101,7 @@ def select_runs(job: Job, opened: dict[str, xr.Dataset]) -> Selection:
 def assemble_cohort(job: Job) -> None:
     """Average the runs of each session and stack the sessions into ``netmat (observation, edge)``."""
     params = job.step.params
-    chosen = select_runs(
-        job, {up.address.path: job.open(up.address) for up in job.step.upstream if up.address.step == "netmat"}
-    )
+    chosen = select_runs(job, dict(job.open_each("netmat", _OF_MATRIX)))
     runs = list(chosen.used.values())
     if params["z"] == "ar1":
         runs = scale_to_unrelated(runs, seed=params["seed"])
@@ -133,10 +136,12 @@ def average_blocks(job: Job) -> None:
 
 def assemble_amplitudes(job: Job) -> None:
     """Average the amplitude of every node over the runs of each session and stack the sessions."""
-    series = {up.address.path: job.open(up.address) for up in job.step.upstream if up.address.step == "nodes"}
-    chosen = select_runs(job, series)
+    amplitudes = {
+        path: ds if exclusion(ds) else estimate_amplitudes(ds)[["amplitude"]] for path, ds in job.open_each("nodes")
+    }
+    chosen = select_runs(job, amplitudes)
     runs = (
-        (f"sub-{subject}", f"ses-{session}", estimate_amplitudes(ds))
+        (f"sub-{subject}", f"ses-{session}", ds)
         for (subject, session, _), ds in ((split_path(path), ds) for path, ds in chosen.used.items())
     )
     job.publish(_with_bare_labels(assemble_amplitude_cohort(runs)).assign_attrs(chosen.left_out()))
@@ -165,10 +170,9 @@ def estimate_edge_reliability(job: Job) -> None:
 
 def _stack_runs(job: Job, observations: set[str]) -> xr.Dataset | None:
     """Return the netmats of runs of sessions that are in the cohort, the run in place of the session."""
-    opened = {up.address.path: job.open(up.address) for up in job.step.upstream if up.address.step == "netmat"}
     used = {
         path: run
-        for path, run in opened.items()
+        for path, run in job.open_each("netmat", _OF_MATRIX)
         if exclusion(run) is None and "_".join(path.split("/")[:2]) in observations
     }
     if not used:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from kconn.clean.quality_cohort import average_subjects, estimate_qc_fc
+from kconn.clean.quality_cohort import average_subjects, estimate_qc_fc, refuse_bad_scores
 from kconn.connect.cohort import assemble, average_runs
-from kconn.connect.netmats import estimate_netmats, fisher_z
+from kconn.connect.netmats import NODE_LABELS, estimate_netmats, fisher_z
 from kconn.errors import InputError
 from kconn.infer.formulas import evaluate_formula
 from kconn.io import tables
@@ -29,27 +30,25 @@ def estimate_cohort_qc_fc(job: Job) -> None:
     Says why not where it cannot be done.
     """
     steps = {up.address.step for up in job.step.upstream}
-    series = {up.address.path: job.open(up.address) for up in job.step.upstream if up.address.step == "nodes"}
-    if "cohort" in steps:
-        cohorts = {"": job.open(job.step.reads("cohort").address)[["netmat", "mean_fd"]].compute()}
-    else:
-        cohorts = _correlate(job, series)
     made: dict[str, Any] = {}
     attrs: dict[str, Any] = {"covariates": list(job.step.params["covariates"])}
-    if not cohorts:
-        attrs["not_estimated"] = "every run was left out"
-    for ending, cohort in cohorts.items():
-        try:
-            found = _estimate(job, average_subjects(cohort), _read_positions(series))
-        except InputError as error:
-            if error.code not in _NOT_ESTIMATED:
-                raise
-            attrs["not_estimated"] = error.problem
-            continue
-        names = [str(name) for name in found.data_vars if str(name).startswith(("qc_fc", "edge_length"))]
-        made |= {f"{name}{ending}": found[name].variable for name in names if not (ending and name == "edge_length")}
-        made |= {name: found[name].variable for name in ("node_i", "node_j")}
-        attrs["n_subject"] = found.sizes["observation"]
+    try:
+        cohorts = {"": _open_cohort(job)} if "cohort" in steps else _correlate(job)
+        if not cohorts:
+            attrs["not_estimated"] = "every run was left out"
+        positions = _read_positions(job)
+        for ending, cohort in cohorts.items():
+            found = _estimate(job, average_subjects(cohort), positions)
+            names = [str(name) for name in found.data_vars if str(name).startswith(("qc_fc", "edge_length"))]
+            made |= {
+                f"{name}{ending}": found[name].variable for name in names if not (ending and name == "edge_length")
+            }
+            made |= {name: found[name].variable for name in ("node_i", "node_j")}
+            attrs["n_subject"] = found.sizes["observation"]
+    except InputError as error:
+        if error.code not in _NOT_ESTIMATED:
+            raise
+        attrs["not_estimated"] = error.problem
     job.publish(xr.Dataset(made, attrs=attrs).set_coords([name for name in ("node_i", "node_j") if name in made]))
 
 
@@ -64,26 +63,46 @@ def _estimate(job: Job, subjects: xr.Dataset, positions: xr.DataArray | None) ->
     )
 
 
-def _correlate(job: Job, series: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Return the full correlations of the sessions in use, as Fisher z, after (``""``) and before denoising."""
-    used = {path: ds for path, ds in series.items() if exclusion(ds) is None}
+def _open_cohort(job: Job) -> xr.Dataset:
+    cohort = job.open(job.step.reads("cohort").address)
+    return cohort[["netmat", "mean_fd"]].compute()
+
+
+def _correlate(job: Job) -> dict[str, xr.Dataset]:
+    """Return the full correlations of the sessions in use, as Fisher z, after (``""``) and before denoising.
+
+    Raises
+    ------
+    InputError
+        Where nothing can be made of their motion, before any series is read.
+    """
     rows = quality_rows(job.open(job.step.reads("quality").address))
-    rows = rows[rows["path"].isin([run_of(path) for path in used])]
+    used = {run_of(path) for path, ds in job.open_each("nodes", ()) if exclusion(ds) is None}
+    rows = rows[rows["path"].isin(used)]
     short = find_short_sessions(rows, job.step.params)
+    rows = rows[[place not in short for place in zip(rows["subject"], rows["session"], strict=True)]]
+    if rows.empty:
+        return {}
+    moved = rows.groupby("subject")["mean_fd"].agg(lambda values: values.mean(skipna=False))
+    refuse_bad_scores(np.array(moved, dtype=np.float64)[:, np.newaxis], moved.index.to_numpy())
     cohorts = {}
     for ending, variable in (("", "timeseries"), ("_before", "timeseries_before")):
-        sessions: dict[tuple[str, str], list[xr.Dataset]] = {}
-        for path, ds in used.items():
-            if (place := split_path(path)[:2]) in short:
-                continue
-            ts = ds[variable].compute()
-            plain = xr.Dataset({"timeseries": ts, "sample_mask": ts.notnull().any("node")}, attrs=ds.attrs)
-            sessions.setdefault(place, []).append(fisher_z(estimate_netmats(plain, kind="corr")))
-        if not sessions:
-            return {}
-        cube = assemble((subject, session, average_runs(runs)) for (subject, session), runs in sessions.items())
+        cube = assemble(_correlate_sessions(job, variable, set(rows["path"])))
         cohorts[ending] = cube.assign(summarise_sessions(rows, cube))[["netmat", "mean_fd"]]
     return cohorts
+
+
+def _correlate_sessions(job: Job, variable: str, used: Container[str]) -> Iterator[tuple[str, str, xr.Dataset]]:
+    """Yield subject, session and mean correlations of one session after the other."""
+    opened = ((path, ds) for path, ds in job.open_each("nodes", (variable, *NODE_LABELS)) if run_of(path) in used)
+    for (subject, session), of_session in groupby(opened, key=lambda found: split_path(found[0])[:2]):
+        yield subject, session, average_runs([_correlate_run(ds, variable) for _, ds in of_session])
+
+
+def _correlate_run(ds: xr.Dataset, variable: str) -> xr.Dataset:
+    ts = ds[variable].compute()
+    run = xr.Dataset({"timeseries": ts, "sample_mask": ts.notnull().any("node")}, attrs=ds.attrs)
+    return fisher_z(estimate_netmats(run, kind="corr"))
 
 
 def _read_covariates(job: Job, subjects: npt.NDArray[np.str_]) -> xr.DataArray | None:
@@ -104,10 +123,10 @@ def _read_covariates(job: Job, subjects: npt.NDArray[np.str_]) -> xr.DataArray |
     )
 
 
-def _read_positions(series: Mapping[str, xr.Dataset]) -> xr.DataArray | None:
+def _read_positions(job: Job) -> xr.DataArray | None:
     """Return ``(node, axis)`` in mm from the first run that has nodes, or None where they have no place."""
-    for ds in series.values():
-        if "timeseries" not in ds:  # left out
+    for _, ds in job.open_each("nodes", ("node", *"xyz")):
+        if "node" not in ds:  # left out
             continue
         if not set("xyz") <= set(ds.coords):
             return None

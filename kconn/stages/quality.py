@@ -31,14 +31,15 @@ _NUMBERS: Final = (
     "n_constant",
     *MOTION_MEASURES[1:],
 )
+#: Those of the table of what runs cover.
+_COVERAGE: Final = ("atlas_coverage", "n_uncovered")
 
 
 def collect_quality(job: Job) -> None:
     """Gather one row per run: how it moved, what was kept, whether and why it was left out."""
     rows = []
-    for up in job.step.upstream:
-        ds = job.open(up.address)
-        subject, session, run = split_path(up.address.path)
+    for path, ds in job.open_each("denoise", (*_NUMBERS, "regressor", "regressor_kept")):
+        subject, session, run = split_path(path)
         numbers = {name: float(ds[name]) if name in ds else np.nan for name in _NUMBERS}
         row = {"subject": subject, "session": session, "run": run, **numbers, "redundant": _redundant(ds)}
         rows.append({**row, "excluded": exclusion(ds) or ""})
@@ -61,15 +62,14 @@ def _redundant(run: xr.Dataset) -> str:
 def collect_coverage(job: Job) -> None:
     """Gather one row per run: how much of a node set it covers, and whether and why it was left out for that."""
     rows = []
-    for up in job.step.upstream:
-        ds = job.open(up.address)
-        if "coverage" not in ds:  # left out before it had nodes; it needs no second reason
+    for path, ds in job.open_each("nodes", _COVERAGE):
+        if not set(_COVERAGE) <= set(ds):  # left out before it had nodes; it needs no second reason
             continue
-        subject, session, run = split_path(up.address.path)
-        numbers = {name: float(ds[name]) for name in ("atlas_coverage", "n_uncovered")}
+        subject, session, run = split_path(path)
+        numbers = {name: float(ds[name]) for name in _COVERAGE}
         rows.append({"subject": subject, "session": session, "run": run, **numbers, "excluded": exclusion(ds) or ""})
     text = ("subject", "session", "run", "excluded")
-    table = pd.DataFrame(rows, columns=[*text[:3], "atlas_coverage", "n_uncovered", "excluded"])
+    table = pd.DataFrame(rows, columns=[*text[:3], *_COVERAGE, "excluded"])
     job.publish(_as_rows(table, text=text))
 
 
