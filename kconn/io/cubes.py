@@ -7,29 +7,19 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kconn.chunks import plan_bold, plan_voxel_blocks
 from kconn.errors import KconnError, ResourceError, StoreError
-from kconn.io import store
+from kconn.io import store, variables
 from kconn.io.staging import Staging
 from kconn.io.storage import Place, find_place
 from kconn.io.store import Address, Target
-from kconn.io.variables import read_dataset
-
-# Every chunk ends in a checksum: with Zarr's default codec a flipped bit comes back as changed data.
-_FEW: Final = (Crc32cCodec(),)
-_SMALL: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec())
-_FLOAT: Final = (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec())
-#: Variables with no more elements than this fill a block of a disk at most, compressed or not.
-_FEW_ELEMENTS: Final = 512
-_INTEGER: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
 
 
 def write_dataset(target: Target, ds: xr.Dataset) -> None:
@@ -191,7 +181,7 @@ def open_group(root: Place, address: Address, names: Collection[str] | None = No
         ``E-STORE-UNSEALED`` or ``E-STORE-CORRUPT``.
     """
     with translated(address):
-        ds = read_dataset(store.published_group(root, address), names)
+        ds = variables.read_dataset(store.published_group(root, address), names)
     return _scaled(ds) if "bold" in ds else ds
 
 
@@ -280,39 +270,10 @@ def translated(address: Address) -> Iterator[None]:
         raise
 
 
-def _storable(ds: xr.Dataset) -> xr.Dataset:
-    """Return the Dataset with strings as variable-length text: the fixed-length type has no Zarr v3 specification."""
-    out = ds.copy()
-    for name in list(out.variables):
-        out[name].encoding.clear()
-        if out[name].dtype.kind == "U":
-            out[name] = out[name].astype(object)
-    return out
-
-
-def _encoding(da_: xr.DataArray) -> dict[str, Any]:
-    encoding: dict[str, Any] = {"compressors": _compressors(da_.dtype, da_.size)}
-    if da_.chunks is not None:
-        encoding["chunks"] = tuple(sizes[0] for sizes in da_.chunks)
-    elif da_.ndim:
-        encoding["chunks"] = da_.shape
-    return encoding
-
-
-def _compressors(dtype: np.dtype[Any], size: int) -> tuple[Any, ...]:
-    if size <= _FEW_ELEMENTS:
-        return _FEW
-    if size < 1 << 16 or dtype.kind not in "iuf":
-        return _SMALL
-    return _FLOAT if dtype.kind == "f" else _INTEGER
-
-
 def lay_out(staging: Staging, ds: xr.Dataset) -> None:
     """Write a Dataset into a group that is made anew."""
     staging.begin()
-    ds = _storable(ds)
-    encoding = {name: _encoding(ds[name]) for name in ds.variables}
-    ds.to_zarr(staging.group(), mode="w", zarr_format=3, consolidated=False, encoding=encoding, write_empty_chunks=True)
+    variables.write_dataset(staging.group(), ds)
 
 
 def _bold_like(shape: tuple[int, int], dtype: np.dtype[Any], attrs: Mapping[str, Any]) -> xr.Variable:
@@ -330,12 +291,12 @@ def lay_out_array(place: Any, like: xr.Variable, *, chunks: tuple[int, ...], fil
         shape=like.shape,
         chunks=chunks,
         dtype=like.dtype,
-        compressors=_compressors(like.dtype, 1 << 30),
+        compressors=variables.choose_compressors(like.dtype, 1 << 30),
         fill_value=fill_value,
         dimension_names=[str(dim) for dim in like.dims],
         attributes=dict(like.attrs),
         zarr_format=3,
-        config={"write_empty_chunks": True},
+        config=variables.CONFIG,
     )
 
 

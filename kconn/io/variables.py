@@ -1,12 +1,14 @@
-"""Arrays of a group, read in one go.
+"""Datasets as groups of Zarr arrays, written and read in one go.
 
-xarray and Zarr open and read one array after the other, and hand each over to a thread and back; a group of a study is
-some dozens of small ones. Here all that are wanted are opened and read within one such handing over.
+xarray and Zarr make, fill, open and read one array after the other, and hand each over to a thread and back, several
+times; a group of a study is some dozens of small ones. Here all of a group are dealt with within one such handing over,
+on object storage many at a time. What is written is what xarray reads as the same Dataset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from asyncio import gather
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import dask.array as da
@@ -14,14 +16,90 @@ import numpy as np
 import xarray as xr
 import zarr
 from zarr.api import asynchronous
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.sync import sync
 
 from kconn.chunks import plan_voxel_blocks
 
+# Every chunk ends in a checksum: with Zarr's default codec a flipped bit comes back as changed data.
+_FEW: Final = (Crc32cCodec(),)
+_SMALL: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec())
+_FLOAT: Final = (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec())
+_INTEGER: Final = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
+#: Variables with no more elements than this fill a block of a disk at most, compressed or not.
+_FEW_ELEMENTS: Final = 512
 #: Variables with fewer elements than this are read when a group is opened.
 _READ_AT_ONCE: Final = 1 << 18
-#: What xarray notes of an array that is no attribute of the variable.
+#: Every chunk is written, also one that holds nothing but the fill value.
+CONFIG: Final[Any] = {"write_empty_chunks": True}
+#: What xarray notes in attributes that is none of the Dataset.
 _NOTES: Final = frozenset({"_FillValue", "coordinates"})
+
+
+def write_dataset(place: Any, ds: xr.Dataset) -> None:
+    """Write a Dataset, lazy or not, as a new group.
+
+    Chunks of Dask variables become chunks of the array, written by one task each.
+
+    Parameters
+    ----------
+    place
+        What Zarr writes to; there is nothing yet.
+    ds
+        With dimensions, attributes and coordinates of any kind but times.
+    """
+    arrays = sync(_write_arrays(place, ds))
+    lazy = [name for name in arrays if ds.variables[name].chunks is not None]
+    if lazy:
+        # As one graph: what several variables are made of is computed once.
+        targets: list[Any] = [zarr.Array(arrays[name]) for name in lazy]
+        da.store([ds.variables[name].data for name in lazy], targets, lock=False)
+
+
+async def _write_arrays(place: Any, ds: xr.Dataset) -> dict[str, Any]:
+    """Make a group with all arrays of a Dataset, and fill those that are in memory."""
+    attrs = _plain(ds.attrs)
+    if labels := sorted(map(str, set(ds.coords) - set(ds.dims))):
+        attrs["coordinates"] = " ".join(labels)
+    group = await asynchronous.create_group(store=place, attributes=attrs, zarr_format=3)
+
+    async def write(name: str, variable: xr.Variable) -> Any:
+        dtype = np.dtypes.StringDType() if variable.dtype.kind in "OU" else variable.dtype
+        chunks = [sizes[0] for sizes in variable.chunks] if variable.chunks is not None else variable.shape
+        array = await group.create_array(
+            name,
+            shape=variable.shape,
+            chunks=tuple(max(1, size) for size in chunks),
+            dtype=dtype,
+            compressors=choose_compressors(dtype, variable.size),
+            fill_value=np.nan if dtype.kind == "f" else None,
+            attributes=_plain(variable.attrs),
+            dimension_names=[str(dim) for dim in variable.dims],
+            config=CONFIG,
+        )
+        if variable.chunks is None and variable.size:
+            await array.setitem((...,), np.asarray(variable.values, dtype=dtype))
+        return array
+
+    names = list(map(str, ds.variables))
+    return dict(zip(names, await gather(*(write(name, ds.variables[name]) for name in names)), strict=True))
+
+
+def choose_compressors(dtype: np.dtype[Any], size: int) -> tuple[Any, ...]:
+    """Return the codecs of an array of so many elements; the last is a checksum."""
+    if size <= _FEW_ELEMENTS:
+        return _FEW
+    if size < 1 << 16 or dtype.kind not in "iuf":
+        return _SMALL
+    return _FLOAT if dtype.kind == "f" else _INTEGER
+
+
+def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return attributes as JSON knows them."""
+    return {
+        str(name): value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        for name, value in attrs.items()
+    }
 
 
 def read_dataset(place: Any, names: Collection[str] | None = None) -> xr.Dataset:
@@ -58,10 +136,11 @@ async def _read_arrays(
     if names is None:
         arrays = {name: array async for name, array in group.members()}
     else:
-        arrays = {name: array for name in names if (array := await group.get(name)) is not None}
-    return dict(group.attrs), {
-        name: (array, None if _is_large(array) else await array.getitem(...)) for name, array in arrays.items()
-    }
+        found = await gather(*(group.get(name) for name in names))
+        arrays = {name: array for name, array in zip(names, found, strict=True) if array is not None}
+    small = {name: array for name, array in arrays.items() if not _is_large(array)}
+    values = dict(zip(small, await gather(*(array.getitem(...) for array in small.values())), strict=True))
+    return dict(group.attrs), {name: (array, values.get(name)) for name, array in arrays.items()}
 
 
 def _is_large(array: Any) -> bool:
