@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +53,8 @@ def guarded(call: Callable[[], int], *, study: str | None) -> int:
         _keep_details(error, study)
         return EXIT_ERROR
     except KeyboardInterrupt:
+        # Of coroutines that were cut off before they began.
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
         sys.stderr.write("interrupted: what was finished is kept; run the same command again to go on\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of the output has seen enough; nothing is left to say at exit either

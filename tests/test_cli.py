@@ -17,6 +17,7 @@ import pytest
 
 from kconn import cli
 from kconn.io import store
+from kconn.io.storage import free_bytes
 from tests.small_disk import grow, small_disk
 from tests.small_study import ATLAS, run_file, small_study
 from tests.warm_shell import ROOT, count_kept
@@ -366,7 +367,7 @@ def test_flow__refuses_a_bad_study(name, tmp_path):
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == cli.EXIT_ERROR
     assert "Traceback" not in ended.stdout + ended.stderr
-    assert f"\n{code} " in ended.stderr
+    assert f"\n{code} " in f"\n{ended.stderr}"
     assert words in ended.stderr
     assert "\n  rule: " in ended.stderr
     if (tmp_path / "study.zarr" / "zarr.json").exists():
@@ -535,7 +536,7 @@ def test_run__says_when_the_disk_is_full(tmp_path, count, record_property, worke
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         full = None
         while process.poll() is None:
-            if full is None and store.free_bytes(disk) == 0:
+            if full is None and free_bytes(disk) == 0:
                 full = time.monotonic()
             time.sleep(0.01)
         seconds = time.monotonic() - full
