@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Final, Literal
 
 from distributed import Client, Future, KilledWorker, as_completed
@@ -38,6 +39,8 @@ TASK_GROUPS: Final = {"nodes": "connect-nodes", "netmat": "connect-netmat", "map
 _ENDS_ALL: Final = frozenset({"E-DISK"})
 #: Reason with which steps are cancelled after such an error.
 _NOT_BEGUN: Final = "not begun"
+#: Runs whose steps the scheduler knows at a time: as one ends, the next is told.
+_CHAINS_AT_ONCE: Final = 1000
 #: Chains that must kill a worker on their own before the machine is held too small for all.
 _ENOUGH: Final = 2
 
@@ -188,39 +191,78 @@ def _run_on(client: Client, chains: Iterable[list[Job]], listen: Listener) -> li
 def _submit(
     client: Client, chains: list[list[Job]], listen: Listener, *, is_last_try: bool
 ) -> tuple[list[KconnError], list[list[Job]]]:
-    """Submit every step as a future that waits for the one before it in its run.
+    """Submit every step as a future that waits for the one before it in its run, so many runs at a time.
 
     Returns
     -------
     The errors, and unless this is the last try, what is left of the chains that a dying worker took along.
     """
-    futures: dict[Future[Any], Job] = {}
-    for priority, chain in enumerate(chains):
-        before: Future[Any] | None = None
-        for job in chain:
-            key = _task_key(job.step, again=is_last_try)
-            before = client.submit(_run_after, before, job, key=key, priority=-priority, pure=False)
-            futures[before] = job
+    window = _Window(
+        client=client,
+        to_begin=enumerate(chains),
+        is_last_try=is_last_try,
+        completed=as_completed(loop=client.loop),
+    )
     errors: list[KconnError] = []
     lost: set[Address] = set()
-    waiting = set(futures)
     try:
-        for future in as_completed(list(futures)):
-            job = futures[future]
-            waiting.discard(future)
+        window.begin(_CHAINS_AT_ONCE)
+        for future in window.completed:
+            job = window.waiting.pop(future)
             if not is_last_try and future.status == "error" and isinstance(future.exception(), KilledWorker):
                 lost.add(job.step.address)
-                continue
-            error = _report(future, job, listen)
-            if error is not None:
+            elif (error := _report(future, job, listen)) is not None:
                 if _ended([error]) and not _ended(errors):
-                    begin_no_more(client, waiting, reason=_NOT_BEGUN)
+                    begin_no_more(client, window.waiting, reason=_NOT_BEGUN)
                 errors.append(error)
+            if future.key in window.ends and not _ended(errors):
+                window.begin(1)
     except BaseException:
-        stop_work(client, list(futures))
+        stop_work(client, list(window.waiting))
         raise
-    left = [[job for job in chain if job.step.address in lost] for chain in chains]
-    return errors, [] if _ended(errors) else [chain for chain in left if chain]
+    for job in (job for _, of_run in window.to_begin for job in of_run):
+        listen(_event(job, "skipped"))
+    left = [[job for job in of_run if job.step.address in lost] for of_run in chains]
+    return errors, [] if _ended(errors) else [of_run for of_run in left if of_run]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Window:
+    """The runs that the scheduler knows of.
+
+    Scheduler and workers keep what they know of a step for as long as somebody holds its future; here that is until it
+    is finished.
+
+    Attributes
+    ----------
+    to_begin
+        Position and steps of the runs that it does not know yet.
+    completed
+        Futures as they finish.
+    waiting
+        Those that are not finished, with their jobs.
+    ends
+        Keys of the last steps of runs.
+    """
+
+    client: Client
+    to_begin: Iterator[tuple[int, list[Job]]]
+    is_last_try: bool
+    completed: as_completed
+    waiting: dict[Future[Any], Job] = field(default_factory=dict)
+    ends: set[Any] = field(default_factory=set)
+
+    def begin(self, n_run: int) -> None:
+        """Submit the steps of the next runs; earlier runs come first."""
+        for position, jobs in islice(self.to_begin, n_run):
+            before: Future[Any] | None = None
+            for job in jobs:
+                key = _task_key(job.step, again=self.is_last_try)
+                before = self.client.submit(_run_after, before, job, key=key, priority=-position, pure=False)
+                self.waiting[before] = job
+                self.completed.add(before)
+            if before is not None:
+                self.ends.add(before.key)
 
 
 def _task_key(step: Step, *, again: bool) -> str:
