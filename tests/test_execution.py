@@ -7,8 +7,10 @@ import signal
 from collections import Counter
 
 import pytest
+from distributed import Client
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from kconn import execution
 from kconn.cluster import connect
 from kconn.errors import InputError, KconnError, ResourceError
 from kconn.execution import run_plan
@@ -16,6 +18,7 @@ from kconn.io import store
 from kconn.stages import STAGES
 from kconn.study.workbench import prepare, writing
 from tests.small_study import small_study
+from tests.table_study import table_study
 
 ONE_SAMPLE = {"groups": None, "mean": {"test": "one-sample"}}
 
@@ -111,6 +114,47 @@ def test_run_plan__refuses_other_code(tmp_path, monkeypatch):
     _, error = walk(bench)
     assert error.code == "E-CODE-VERSION"
     assert store.find_published(bench.study.store) == []
+
+
+@pytest.fixture
+def here():
+    """Return a client whose only worker is a thread of this process."""
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        yield client
+
+
+def test_run_plan__the_scheduler_knows_of_few_runs_at_a_time(tmp_path, monkeypatch, here):
+    monkeypatch.setattr(execution, "_CHAINS_AT_ONCE", 2)
+    bench = prepare(table_study(tmp_path, n_subject=9))
+    known, events = [], []
+
+    def listen(event):
+        events.append(event)
+        known.append(len(here.cluster.scheduler.tasks))
+
+    with writing(bench):
+        run_plan(bench.plan, bench.bind, client=here, listen=listen)
+    assert Counter(event.outcome for event in events) == {"made": 9 * 4 + 6}
+    assert max(known) <= 3 * 4  # one run may be let go of a moment late
+    assert [event.where for event in events if event.stage == "ingest"] == sorted(bench.plan.runs())
+
+
+def test_run_plan__a_full_disk_begins_no_other_run_and_tells_of_all(tmp_path, monkeypatch, here):
+    monkeypatch.setattr(execution, "_CHAINS_AT_ONCE", 2)
+    bench = prepare(table_study(tmp_path, n_subject=6))
+
+    def lack(job):
+        if job.step.where.startswith("sub-001"):
+            raise OSError(28, "No space left")
+        return STAGES_BEFORE["denoise"](job)
+
+    monkeypatch.setitem(STAGES, "denoise", lack)
+    events, error = walk(bench, here)
+    assert error.code == "E-DISK"
+    outcomes = Counter(event.outcome for event in events)
+    assert outcomes["failed"] == 1
+    assert sum(outcomes.values()) == 6 * 4
+    assert {event.outcome for event in events if event.where.startswith(("sub-004", "sub-005"))} == {"skipped"}
 
 
 def worker_plugin(action, where):

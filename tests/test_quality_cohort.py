@@ -9,7 +9,13 @@ from scipy.stats import false_discovery_control, pearsonr, spearmanr
 from kconn.clean.censoring import censor
 from kconn.clean.denoising import denoise
 from kconn.clean.quality import estimate_quality
-from kconn.clean.quality_cohort import MOTION_MEASURES, average_subjects, compare_motion, estimate_qc_fc
+from kconn.clean.quality_cohort import (
+    MOTION_MEASURES,
+    average_subjects,
+    compare_motion,
+    estimate_qc_fc,
+    refuse_bad_scores,
+)
 from kconn.connect.cohort import assemble
 from kconn.connect.netmats import estimate_netmats, fisher_z
 from kconn.errors import InputError, SchemaError
@@ -124,6 +130,14 @@ def test_estimate_qc_fc__refuses(cohort, code, spoil, choices):
         estimate_qc_fc(spoil(cohort), **choices)
 
     assert caught.value.code == code
+
+
+def test_refuse_bad_scores__names_a_few_and_counts_the_others():
+    labels = np.array([f"{i:02d}" for i in range(8)])
+    with pytest.raises(InputError, match="of 00, 01, 02, 03, 04 and 3 more is not a number"):
+        refuse_bad_scores(np.full((8, 1), np.nan), labels)
+    with pytest.raises(InputError, match="covariate of 07 is not a number"):
+        refuse_bad_scores(np.where(labels == "07", np.inf, 0.1)[:, np.newaxis], labels)
 
 
 def subject(rng, *, restless, linked):

@@ -13,10 +13,14 @@ from PIL import Image
 from kconn.clean.quality import estimate_carpet, estimate_courses
 from kconn.clean.quality_cohort import MOTION_MEASURES, compare_motion, estimate_qc_fc
 from kconn.exclusions import Exclusion, FlowStage
+from kconn.execution import run_plan
 from kconn.report.carpet import N_COLUMN, N_ROW, draw_carpet
+from kconn.report.html import render_report
 from kconn.report.quality import exclusion_table, flow_boxes, motion_tables, plot_qc_fc
-from kconn.report.study import worst_first
+from kconn.report.study import gather_report, worst_first
+from kconn.study.workbench import prepare, writing
 from kconn.testing import simulate_run
+from tests.table_study import table_study
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +151,14 @@ def test_worst_first__left_out_then_censored_then_moving():
     )
 
     assert worst_first(rows) == ["out", "censored", "moves", "calm", "unknown"]
+
+
+def test_write_study_report__of_many_runs_shows_the_worst_as_pictures(tmp_path, monkeypatch):
+    bench = prepare(table_study(tmp_path, n_subject=4))
+    with writing(bench):
+        run_plan(bench.plan, bench.bind, client=None, listen=lambda _: None)
+    assert len(list(gather_report(bench).carpets)) == 4
+    monkeypatch.setattr("kconn.report.study.N_CARPET", 3)
+    page = render_report(gather_report(bench))
+    assert "The 3 worst runs as pictures, before and after denoising" in page
+    assert page.count("Carpet plot of") == 3
