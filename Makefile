@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 export DO_NOT_TRACK = 1
 
-.PHONY: demo test test-slow faults lint checkov format bench install lock clean
+.PHONY: demo test test-slow faults scale lint checkov format bench install lock clean
 
 demo: install ## Simulate a trial, run it as a Prefect flow on a local Dask cluster, end with a report
 	PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL=WARNING $(BIN)/python -m flows.demo demo
@@ -15,10 +15,13 @@ test: install ## Lint, types, import contract, unit tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: install ## Everything, also what takes minutes
-	$(BIN)/python -m pytest -m "not benchmark"
+	$(BIN)/python -m pytest -m "not benchmark and not hours"
 
 faults: install ## Kills, damage and bad input, in full
 	$(BIN)/python -m pytest -m faults
+
+scale: install ## Ten thousand runs through the scheduler: an hour of two cores
+	$(BIN)/python -m pytest -m hours
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,0 +1,104 @@
+"""Ten thousand runs of node series, of the size that UK Biobank hands out, through the scheduler in bounded memory."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from kconn.io import cubes
+from kconn.io.store import Address
+from tests.table_study import steps_of
+from tests.warm_shell import ROOT
+
+N_RUN, N_NODE, N_TIME, T_R = 10_000, 55, 490, 0.735
+#: Correlation that the drug adds between the first two nodes.
+PLANTED = 0.1
+#: Bytes that a worker may grow by between its first tenth of the steps and the last.
+GROWTH = 150e6
+
+STUDY = f"""schema_version = 1
+[study]
+name = "ten thousand"
+[inputs]
+layout = "tables"
+root = "series"
+pattern = "sub-{{subject}}.tsv"
+orientation = "time-by-node"
+t_r = {T_R}
+participants = "participants.tsv"
+[denoise]
+confounds = "none"
+[quality]
+min_frames = 20
+min_dof = 5
+qc_fc_n_perm = 100
+[nodes.all]
+columns = "all"
+[permutation]
+n_perm = 1000
+seed = 3
+[contrasts.group]
+test = "two-sample"
+formula = "group"
+effect = "group"
+levels = ["placebo", "drug"]
+"""
+
+
+def write_study(folder):
+    """Write the series of all subjects, every other one with the drug, and return the study file."""
+    (folder / "series").mkdir(parents=True)
+    people = ["participant_id\tgroup"]
+    header = "\t".join(f"n{i:02d}" for i in range(N_NODE))
+    for i in range(N_RUN):
+        is_drug = bool(i % 2)
+        noise = np.random.default_rng(i).standard_normal((N_TIME, N_NODE))
+        noise[1:] += 0.5 * noise[:-1]
+        noise[:, 1] += PLANTED * is_drug * noise[:, 0]
+        rows = ("\t".join(map(str, frame)) for frame in np.rint(1000 * noise).astype(int).tolist())
+        (folder / "series" / f"sub-{i:05d}.tsv").write_text("\n".join([header, *rows]) + "\n")
+        people.append(f"sub-{i:05d}\t{'drug' if is_drug else 'placebo'}")
+    (folder / "participants.tsv").write_text("\n".join(people) + "\n")
+    (folder / "study.toml").write_text(STUDY)
+    return folder / "study.toml"
+
+
+@pytest.mark.hours
+@pytest.mark.timeout(4 * 3600)
+def test_run__of_ten_thousand_runs_in_bounded_memory(tmp_path, capsys):
+    study = write_study(tmp_path)
+    started = time.monotonic()
+    command = [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", "2"]
+    process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    seen = []
+    while process.poll() is None:
+        try:
+            seen.append([process.memory_info().rss, *(child.memory_info().rss for child in process.children())])
+        except psutil.NoSuchProcess:  # one that ended meanwhile
+            continue
+        time.sleep(1)
+    hours = (time.monotonic() - started) / 3600
+    assert process.returncode == 0
+    assert len(steps_of(study)) == 4 * N_RUN + 6
+    workers = [max(held[1:]) for held in seen if len(held) > 2]
+    early, highest = max(workers[: len(workers) // 10]), max(workers)
+    found = {
+        "runs": N_RUN,
+        "hours": round(hours, 2),
+        "MB of the command": round(max(held[0] for held in seen) / 1e6),
+        "MB of a worker, first tenth and all": [round(early / 1e6), round(highest / 1e6)],
+        "MB of the report": round((tmp_path / "report.html").stat().st_size / 1e6, 1),
+    }
+    with capsys.disabled():
+        sys.stdout.write(json.dumps(found) + "\n")
+    assert highest < early + GROWTH
+    result = cubes.open_group(
+        tmp_path / "study.zarr", Address(path="contrasts/all/corr/group", step="test"), ("p_fwe", "node_i", "node_j")
+    )
+    found_edges = result.isel(edge=np.flatnonzero(result["p_fwe"].to_numpy() < 0.05))
+    ends = zip(found_edges["node_i"].to_numpy(), found_edges["node_j"].to_numpy(), strict=True)
+    assert ("n00", "n01") in set(ends)
