@@ -1,4 +1,6 @@
+import asyncio
 import json
+import time
 
 import dask
 import dask.array as da
@@ -118,6 +120,24 @@ def test_read_dataset__what_is_large_is_lazy(tmp_path):
     assert found["maps"].data.chunksize == (5, 10_000)
     assert found["tsnr"].chunks is None
     assert float(found["maps"][3, 7:9].sum().compute(scheduler="synchronous")) == 2
+
+
+class FullAtOnce(DiskZarr):
+    """A disk that is full for one array; the others take a moment."""
+
+    async def set(self, key, value):
+        if key.startswith("netmat/"):
+            raise OSError(28, "No space left on device")
+        await asyncio.sleep(0.05)
+        await super().set(key, value)
+
+
+def test_write_dataset__nothing_is_written_behind_an_error(tmp_path, ds):
+    with pytest.raises(OSError, match="No space left"):
+        variables.write_dataset(FullAtOnce(tmp_path / "g"), ds)
+    files = sorted((tmp_path / "g").rglob("*"))
+    time.sleep(0.3)
+    assert sorted((tmp_path / "g").rglob("*")) == files
 
 
 @pytest.mark.parametrize("damage", ["metadata of an array", "checksum"])

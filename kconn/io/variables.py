@@ -8,7 +8,7 @@ on object storage many at a time. What is written is what xarray reads as the sa
 from __future__ import annotations
 
 from asyncio import gather
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 import dask.array as da
@@ -82,7 +82,16 @@ async def _write_arrays(place: Any, ds: xr.Dataset) -> dict[str, Any]:
         return array
 
     names = list(map(str, ds.variables))
-    return dict(zip(names, await gather(*(write(name, ds.variables[name]) for name in names)), strict=True))
+    return dict(zip(names, await _all(write(name, ds.variables[name]) for name in names), strict=True))
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Return what calls return, or raise the first error, once all have ended: none goes on writing behind it."""
+    ended = await gather(*calls, return_exceptions=True)
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+    return ended
 
 
 def choose_compressors(dtype: np.dtype[Any], size: int) -> tuple[Any, ...]:
@@ -136,10 +145,10 @@ async def _read_arrays(
     if names is None:
         arrays = {name: array async for name, array in group.members()}
     else:
-        found = await gather(*(group.get(name) for name in names))
+        found = await _all(group.get(name) for name in names)
         arrays = {name: array for name, array in zip(names, found, strict=True) if array is not None}
     small = {name: array for name, array in arrays.items() if not _is_large(array)}
-    values = dict(zip(small, await gather(*(array.getitem(...) for array in small.values())), strict=True))
+    values = dict(zip(small, await _all(array.getitem(...) for array in small.values()), strict=True))
     return dict(group.attrs), {name: (array, values.get(name)) for name, array in arrays.items()}
 
 
