@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -139,23 +141,31 @@ def build_test(
     for row in rows.index.difference(made.design.index):
         left_out[str(row)] = f"{' or '.join(hypothesis.effects)} is another than the two levels that are compared"
     rows = rows.loc[made.design.index]
-    if hypothesis.per_session:
-        pairs = zip(rows["subject"].astype(str), rows["session"].astype(str), strict=True)
-        observed = [_observe_session(netmat, subject, session) for subject, session in pairs]
-    else:
-        observed = [_observe_subject(netmat, subject, hypothesis) for subject in rows.index]
+    of_subject = [
+        present[subject] for subject in (rows["subject"].astype(str) if hypothesis.per_session else rows.index)
+    ]
     baseline, words = None, made.words
     if hypothesis.baseline is not None:
-        before = [_average_side(_rows_of(netmat, subject), hypothesis.baseline) for subject in rows.index]
-        baseline = _stack(before, rows.index)
+        baseline = _observe(netmat, rows.index, [_positions(found, hypothesis.baseline) for found in of_subject])
         given = f"; given its value in {' and '.join(hypothesis.baseline)}"
         n_column = made.design.shape[1]
         words = {
             name: sentence if made.contrasts[name][..., n_column:].any() else sentence + given
             for name, sentence in words.items()
         }
+    if hypothesis.per_session:
+        data = _observe(
+            netmat,
+            rows.index,
+            [[found[session]] for found, session in zip(of_subject, rows["session"].astype(str), strict=True)],
+        )
+    elif hypothesis.sides is not None:
+        before, after = ([_positions(found, side) for found in of_subject] for side in hypothesis.sides)
+        data = _observe(netmat, rows.index, after, before)
+    else:
+        data = _observe(netmat, rows.index, [_positions(found, hypothesis.sessions) for found in of_subject])
     return TestInput(
-        data=_stack(observed, rows.index),
+        data=data,
         design=made.design,
         contrasts=made.contrasts,
         rows=rows,
@@ -265,39 +275,48 @@ def _supply(rows: pd.DataFrame, supplied: SuppliedDesign, hypothesis: Hypothesis
     return Regressors(design=supplied.design.loc[rows.index], contrasts=contrasts, words=words)
 
 
-def _stack(observed: Sequence[xr.DataArray], names: pd.Index[Any]) -> xr.DataArray:
-    stacked = xr.concat(observed, dim="observation", coords="minimal", compat="override", join="exact")
-    return stacked.assign_coords(observation=("observation", np.asarray(names, dtype=object)))
+def _positions(found: Mapping[str, int], sessions: Collection[str] | None) -> list[int]:
+    """Return the rows of some sessions of a subject, or of all, by name of the session.
+
+    Sums of more than two depend on their order in the last bit.
+    """
+    return [row for session, row in sorted(found.items()) if sessions is None or session in sessions]
 
 
-def _rows_of(netmat: xr.DataArray, subject: Any) -> xr.DataArray:
-    """Return the sessions of one subject by name: sums of more than two depend on their order in the last bit."""
-    rows = netmat[netmat["subject"].to_numpy() == subject]
-    return rows[np.argsort(rows["session"].to_numpy().astype(str), kind="stable")]
+def _observe(
+    netmat: xr.DataArray,
+    names: pd.Index[Any],
+    after: Sequence[Sequence[int]],
+    before: Sequence[Sequence[int]] | None = None,
+) -> xr.DataArray:
+    """Return one observation per name: the mean of the rows at its positions, less that of those before.
 
-
-def _observe_subject(netmat: xr.DataArray, subject: Any, hypothesis: Hypothesis) -> xr.DataArray:
-    """Return the ``(edge)`` row of one subject: the mean of its sessions, or a change between sessions."""
-    rows = _rows_of(netmat, subject)
-    by_session = rows["session"].to_numpy()
-    if hypothesis.sides is not None:
-        before, after = (_average_side(rows, side) for side in hypothesis.sides)
-        row = after - before
+    One task per block of features, however many observations there are.
+    """
+    netmat = netmat.transpose("observation", ...)
+    combine = partial(_combine, after=after, before=before)
+    if isinstance(netmat.data, da.Array):
+        whole = netmat.data.rechunk({0: -1})
+        values = whole.map_blocks(combine, dtype=whole.dtype, chunks=((len(after),), *whole.chunks[1:]))
     else:
-        wanted = hypothesis.sessions or tuple(map(str, by_session))
-        row = rows[np.isin(by_session.astype(str), wanted)].mean("observation", skipna=False)
-    return row.drop_vars(["observation", "subject", "session"], errors="ignore")
+        values = combine(netmat.to_numpy())
+    kept = {name: coord for name, coord in netmat.coords.items() if "observation" not in coord.dims}
+    observed = xr.DataArray(values, dims=netmat.dims, coords=kept, name=netmat.name, attrs=netmat.attrs)
+    return observed.assign_coords(observation=("observation", np.asarray(names, dtype=object)))
 
 
-def _average_side(rows: xr.DataArray, sessions: tuple[str, ...]) -> xr.DataArray:
-    """Return the session of one side of a change, or the mean of several."""
-    found = rows[np.isin(rows["session"].to_numpy().astype(str), sessions)]
-    row = found.squeeze("observation") if len(sessions) == 1 else found.mean("observation", skipna=False)
-    return row.drop_vars(["observation", "subject", "session"], errors="ignore")
+def _combine(
+    values: npt.NDArray[Any], *, after: Sequence[Sequence[int]], before: Sequence[Sequence[int]] | None
+) -> npt.NDArray[Any]:
+    return _mean_rows(values, after) if before is None else _mean_rows(values, after) - _mean_rows(values, before)
 
 
-def _observe_session(netmat: xr.DataArray, subject: str, session: str) -> xr.DataArray:
-    """Return the ``(edge)`` row of one session of one subject."""
-    here = (netmat["subject"].to_numpy() == subject) & (netmat["session"].to_numpy() == session)
-    row = netmat[np.asarray(here)].squeeze("observation")
-    return row.drop_vars(["observation", "subject", "session"], errors="ignore")
+def _mean_rows(values: npt.NDArray[Any], positions: Sequence[Sequence[int]]) -> npt.NDArray[Any]:
+    """Return the mean of the rows at each of some positions, those of as many rows together."""
+    counts = np.array([len(rows) for rows in positions])
+    out = np.empty((len(positions), *values.shape[1:]), dtype=values.dtype)
+    for n_row in np.unique(counts):
+        alike = np.flatnonzero(counts == n_row)
+        rows = np.array([positions[int(i)] for i in alike], dtype=np.intp)
+        out[alike] = values[rows[:, 0]] if n_row == 1 else values[rows].mean(axis=1)
+    return out
