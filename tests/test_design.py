@@ -139,6 +139,31 @@ def test_build_test__rows_are_joined_by_id_in_any_order(count):
         count(orders=1, identical=1)
 
 
+@pytest.mark.parametrize("change", [None, (("v0", "v1"), "v2")])
+def test_build_test__of_many_subjects_is_few_tasks_and_the_same_bits(change):
+    n_subject, sessions = 400, ("v0", "v1", "v2")
+    subjects = [f"{i:03d}" for i in range(n_subject)]
+    netmat = xr.DataArray(
+        np.random.default_rng(0).normal(size=(3 * n_subject, 30)),
+        dims=("observation", "edge"),
+        coords={
+            "subject": ("observation", np.repeat(subjects, 3)),
+            "session": ("observation", np.tile(sessions, n_subject)),
+        },
+    )[np.random.default_rng(1).permutation(3 * n_subject)]
+    people = pd.DataFrame(index=pd.Index(subjects, name="subject"))
+    words = Hypothesis(test="one-sample", formula="1", change=change)
+    built = build_test(netmat, people, None, words).data
+    lazy = build_test(netmat.chunk({"observation": 100, "edge": 10}), people, None, words).data
+    assert len(lazy.__dask_graph__()) <= 12 * 3 + 2 * 3 + 3  # blocks, those of all observations, their rows
+    np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), built)
+    of_one = netmat[(netmat["subject"] == "007").to_numpy()]
+    by_name = {name: of_one[(of_one["session"] == name).to_numpy()].to_numpy()[0] for name in sessions}
+    expected = np.mean([by_name["v0"], by_name["v1"]], axis=0)
+    expected = np.mean(list(by_name.values()), axis=0) if change is None else by_name["v2"] - expected
+    np.testing.assert_array_equal(built.sel(observation="007"), expected)
+
+
 def test_build_test__leaves_out_and_says_who_and_why():
     pairs = [(s, v) for s in SUBJECTS for v in ("pre", "post") if (s, v) != ("03", "post")]
     people = PEOPLE.assign(group=list("papapapapaxx"))
