@@ -122,6 +122,13 @@ def test_read_dataset__what_is_large_is_lazy(tmp_path):
     assert float(found["maps"][3, 7:9].sum().compute(scheduler="synchronous")) == 2
 
 
+def test_write_dataset__of_what_xarray_has_not_read_yet(tmp_path, place, ds):
+    lazy = xr.open_zarr(place, consolidated=False, chunks=None)
+    variables.write_dataset(DiskZarr(tmp_path / "copy"), lazy)
+    found = variables.read_dataset(DiskZarr(tmp_path / "copy", read_only=True))
+    xr.testing.assert_identical(found, _with_lists(_with_objects(ds)))
+
+
 class FullAtOnce(DiskZarr):
     """A disk that is full for one array; the others take a moment."""
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 import zarr
 from zarr.api import asynchronous
@@ -48,16 +49,18 @@ def write_dataset(place: Any, ds: xr.Dataset) -> None:
     ds
         With dimensions, attributes and coordinates of any kind but times.
     """
-    arrays = sync(_write_arrays(place, ds))
-    lazy = [name for name in arrays if ds.variables[name].chunks is not None]
+    # Read before anything is written: Zarr cannot be waited for within Zarr.
+    held = {str(name): one.values for name, one in ds.variables.items() if one.chunks is None}
+    arrays = sync(_write_arrays(place, ds, held))
+    lazy = [name for name in arrays if name not in held]
     if lazy:
         # As one graph: what several variables are made of is computed once.
         targets: list[Any] = [zarr.Array(arrays[name]) for name in lazy]
         da.store([ds.variables[name].data for name in lazy], targets, lock=False)
 
 
-async def _write_arrays(place: Any, ds: xr.Dataset) -> dict[str, Any]:
-    """Make a group with all arrays of a Dataset, and fill those that are in memory."""
+async def _write_arrays(place: Any, ds: xr.Dataset, held: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """Make a group with all arrays of a Dataset, and fill those whose values are at hand."""
     attrs = _plain(ds.attrs)
     if labels := sorted(map(str, set(ds.coords) - set(ds.dims))):
         attrs["coordinates"] = " ".join(labels)
@@ -77,8 +80,8 @@ async def _write_arrays(place: Any, ds: xr.Dataset) -> dict[str, Any]:
             dimension_names=[str(dim) for dim in variable.dims],
             config=CONFIG,
         )
-        if variable.chunks is None and variable.size:
-            await array.setitem((...,), np.asarray(variable.values, dtype=dtype))
+        if name in held and variable.size:
+            await array.setitem((...,), np.asarray(held[name], dtype=dtype))
         return array
 
     names = list(map(str, ds.variables))
