@@ -76,6 +76,17 @@ def test_permutation_test__tails_agree_with_each_other(study):
     np.testing.assert_array_equal(two["max_stat"], np.maximum(greater["max_stat"], less["max_stat"]))
 
 
+def test_permutation_test__of_more_relabellings_than_a_float_can_count():
+    rng = np.random.default_rng(0)
+    ids = [f"{i:04d}" for i in range(1200)]
+    design = pd.DataFrame({"intercept": 1.0, "group": np.arange(1200) % 2.0}, index=ids)
+    data = xr.DataArray(rng.normal(size=(1200, 3)), dims=("observation", "edge"), coords={"observation": ids})
+    out = permutation_test(data, design, {"group": {"group": 1.0}}, n_perm=20, seed=1)
+    assert np.isinf(out["n_distinct"]).all()
+    t = stats.ttest_ind(data[1::2], data[0::2]).statistic
+    np.testing.assert_allclose(out["stat"].to_numpy().ravel(), t, rtol=1e-10)
+
+
 def test_permutation_test__t_equals_scipy(study):
     data, _ = study
     group = np.arange(N_OBS) % 2 == 1

@@ -95,6 +95,7 @@ def list_contrast_files(result: xr.Dataset) -> list[ContrastFile]:
 def describe_contrast_result(result: xr.Dataset) -> dict[str, Any]:
     """Return how the p-values of a contrast came about, for every sidecar."""
     attrs = result.attrs
+    n_distinct = float(result["n_distinct"])
     told: dict[str, Any] = {
         "Question": attrs["question"],
         "Test": attrs["test"],
@@ -107,7 +108,7 @@ def describe_contrast_result(result: xr.Dataset) -> dict[str, Any]:
         ),
         "NumberOfObservations": attrs["n_observation"],
         "NumberOfPermutations": int(result["n_permutations"]),
-        "NumberOfDistinctRelabellings": float(result["n_distinct"]),
+        "NumberOfDistinctRelabellings": n_distinct if np.isfinite(n_distinct) else "more than 1e308",
         "Exhaustive": bool(result["exhaustive"]),
         "Shuffling": str(result["shuffling"].item()),
         "Exchange": attrs["exchange"] or "any observation with any other",

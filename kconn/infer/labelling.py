@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,11 @@ from kconn.infer.features import Features
 from kconn.infer.observations import DIM, Observations
 from kconn.infer.permuting import Test
 from kconn.kernels.tallies import TAILS
+
+
+def _as_float(n: int) -> float:
+    """Return a number of relabellings; infinity where no float holds it, as of 1,100 observations in two halves."""
+    return float(n) if n <= sys.float_info.max else math.inf
 
 
 def label_results(
@@ -46,7 +53,7 @@ def label_results(
         "stat_kind": [test.engine.stat_kind for test in tests],
         "shuffling": [test.kind for test in tests],
         "n_permutations": [test.shuffling.n_perm for test in tests],
-        "n_distinct": [float(test.shuffling.n_distinct) for test in tests],
+        "n_distinct": [_as_float(test.shuffling.n_distinct) for test in tests],
         "exhaustive": [test.shuffling.exhaustive for test in tests],
         "table_sha256": [test.shuffling.sha256 for test in tests],
     }
