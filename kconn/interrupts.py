@@ -38,7 +38,6 @@ def heeded_interrupts() -> Iterator[None]:
         else:
             report(dropped)
 
-    _pending.clear()
     signal.signal(signal.SIGINT, _note_and_raise)
     sys.unraisablehook = again
     try:
@@ -46,6 +45,7 @@ def heeded_interrupts() -> Iterator[None]:
     finally:
         sys.unraisablehook = report
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        _pending.clear()
 
 
 def raise_unheard(_: object = None) -> None:

@@ -65,6 +65,12 @@ def test_raise_unheard__raises_what_was_dropped_without_a_word():
             raise_unheard()
 
 
+def test_raise_unheard__forgets_what_was_dropped_before():
+    with heeded_interrupts():
+        interrupt_and_drop()
+    raise_unheard()
+
+
 def test_heeded_interrupts__leave_other_handlers_and_threads_alone():
     heard = []
     before = signal.signal(signal.SIGINT, lambda *_: heard.append("theirs"))
