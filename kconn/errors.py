@@ -171,6 +171,11 @@ def first_of(problems: Sequence[KconnError]) -> KconnError:
     return _rebuild(type(first), first.code, first.problem + more, *fields)
 
 
+def some_of(names: Sequence[str], most: int) -> str:
+    """Return the first of some names, saying how many there are besides: ``a, b and 3 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def unforeseen(error: BaseException, *, what: str = "kconn", where: str = "") -> KconnError:
     """Return the error of ours that stands for one that was not caught where it arose.
 

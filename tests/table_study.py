@@ -6,15 +6,18 @@ import numpy as np
 
 from kconn.run_log import logs_folder
 
+CONTRAST = """[contrasts.mean]
+test = "one-sample"
+"""
 STUDY = """schema_version = 1
 [study]
 name = "tables"
 [inputs]
 layout = "tables"
 root = "series"
-pattern = "sub-{subject}.tsv"
+pattern = "sub-{{subject}}.tsv"
 orientation = "time-by-node"
-t_r = 2.0
+t_r = {t_r}
 participants = "participants.tsv"
 [denoise]
 confounds = "none"
@@ -25,11 +28,9 @@ qc_fc_n_perm = 100
 [nodes.all]
 columns = "all"
 [permutation]
-n_perm = 20
+n_perm = {n_perm}
 seed = 3
-[contrasts.mean]
-test = "one-sample"
-"""
+{contrast}"""
 
 
 def table_study(folder, *, n_subject):
@@ -38,8 +39,13 @@ def table_study(folder, *, n_subject):
     (folder / "participants.tsv").write_text("participant_id\n")
     for i in range(n_subject):
         add_subject(folder, f"{i:03d}")
+    return write_study_file(folder)
+
+
+def write_study_file(folder, *, t_r=2.0, n_perm=20, contrast=CONTRAST):
+    """Write the study file of ``series/sub-*.tsv`` and return it."""
     study = folder / "study.toml"
-    study.write_text(STUDY)
+    study.write_text(STUDY.format(t_r=t_r, n_perm=n_perm, contrast=contrast))
     return study
 
 

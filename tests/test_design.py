@@ -164,6 +164,17 @@ def test_build_test__of_many_subjects_is_few_tasks_and_the_same_bits(change):
     np.testing.assert_array_equal(built.sel(observation="007"), expected)
 
 
+def test_build_test__the_mean_of_integers_is_none():
+    whole = (10 * BOTH).round().astype(np.int64)
+    words = hypothesis("one-sample", formula="1")
+    for netmat in (whole, whole.chunk({"edge": 2})):
+        found = build_test(netmat, PEOPLE, None, words).data
+        assert found.dtype == np.float64
+        expected = build_test(whole.astype(np.float64), PEOPLE, None, words).data
+        np.testing.assert_array_equal(found.compute(scheduler="synchronous"), expected)
+        assert (found.compute(scheduler="synchronous") % 1 != 0).any()
+
+
 def test_build_test__leaves_out_and_says_who_and_why():
     pairs = [(s, v) for s in SUBJECTS for v in ("pre", "post") if (s, v) != ("03", "post")]
     people = PEOPLE.assign(group=list("papapapapaxx"))

@@ -1,13 +1,10 @@
 """Studies of the size of HCP and UK Biobank, planned from what is known of their runs alone."""
 
 import gc
-import subprocess
-import sys
 import time
 import tracemalloc
 from dataclasses import replace
 
-import psutil
 import pytest
 import xarray as xr
 
@@ -15,9 +12,9 @@ from kconn.cluster import connect
 from kconn.errors import ResourceError
 from kconn.study.plan import make_plan
 from kconn.study.workbench import prepare, refuse_what_does_not_fit
+from tests.held_memory import held_while_running
 from tests.small_study import small_study, write_study
 from tests.table_study import steps_of, table_study
-from tests.warm_shell import ROOT
 
 pytestmark = pytest.mark.faults("scale")
 
@@ -123,27 +120,19 @@ def test_run__of_many_runs_holds_no_more_than_of_few(tmp_path, count):
     few, many = (_run_on_workers(tmp_path / str(n), n) for n in (200, 1_000))
     count(runs=1_000, **{f"MB of the {name}": round(many[name] / 1e6) for name in many})
     assert many["workers"] < 1.15 * few["workers"]
-    # The command keeps the plan and the state of every task.
+    # The command keeps the plan.
     assert many["command"] - few["command"] < 250e3 * (1_000 - 200)
 
 
 def _run_on_workers(folder, n_run):
     """Run a study of so many runs on two workers; return the most that the command held, and a worker."""
     study = table_study(folder, n_subject=n_run)
-    command = [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", "2"]
-    process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    highest = {"command": 0, "workers": 0}
-    while process.poll() is None:
-        try:
-            held = [process.memory_info().rss, *(child.memory_info().rss for child in process.children())]
-        except psutil.NoSuchProcess:  # one that ended meanwhile
-            continue
-        highest["command"] = max(highest["command"], held[0])
-        highest["workers"] = max(highest["workers"], *held[1:], 0)
-        time.sleep(0.5)
-    assert process.returncode == 0
+    held = held_while_running(study)
     assert len(steps_of(study)) == 4 * n_run + 6
-    return highest
+    return {
+        "command": max(one.command for one in held),
+        "workers": max(max(one.workers, default=0) for one in held),
+    }
 
 
 @pytest.mark.faults("memory")

@@ -1,18 +1,16 @@
 """Ten thousand runs of node series, of the size that UK Biobank hands out, through the scheduler in bounded memory."""
 
 import json
-import subprocess
 import sys
 import time
 
 import numpy as np
-import psutil
 import pytest
 
 from kconn.io import cubes
 from kconn.io.store import Address
-from tests.table_study import steps_of
-from tests.warm_shell import ROOT
+from tests.held_memory import held_while_running
+from tests.table_study import steps_of, write_study_file
 
 N_RUN, N_NODE, N_TIME, T_R = 10_000, 55, 490, 0.735
 #: Correlation that the drug adds between the first two nodes.
@@ -20,28 +18,7 @@ PLANTED = 0.1
 #: Bytes that a worker may grow by between its first tenth of the steps and the last.
 GROWTH = 150e6
 
-STUDY = f"""schema_version = 1
-[study]
-name = "ten thousand"
-[inputs]
-layout = "tables"
-root = "series"
-pattern = "sub-{{subject}}.tsv"
-orientation = "time-by-node"
-t_r = {T_R}
-participants = "participants.tsv"
-[denoise]
-confounds = "none"
-[quality]
-min_frames = 20
-min_dof = 5
-qc_fc_n_perm = 100
-[nodes.all]
-columns = "all"
-[permutation]
-n_perm = 1000
-seed = 3
-[contrasts.group]
+CONTRAST = """[contrasts.group]
 test = "two-sample"
 formula = "group"
 effect = "group"
@@ -63,8 +40,7 @@ def write_study(folder):
         (folder / "series" / f"sub-{i:05d}.tsv").write_text("\n".join([header, *rows]) + "\n")
         people.append(f"sub-{i:05d}\t{'drug' if is_drug else 'placebo'}")
     (folder / "participants.tsv").write_text("\n".join(people) + "\n")
-    (folder / "study.toml").write_text(STUDY)
-    return folder / "study.toml"
+    return write_study_file(folder, t_r=T_R, n_perm=1000, contrast=CONTRAST)
 
 
 @pytest.mark.hours
@@ -72,24 +48,15 @@ def write_study(folder):
 def test_run__of_ten_thousand_runs_in_bounded_memory(tmp_path, capsys):
     study = write_study(tmp_path)
     started = time.monotonic()
-    command = [sys.executable, "-m", "kconn.cli", "run", str(study), "--workers", "2"]
-    process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    seen = []
-    while process.poll() is None:
-        try:
-            seen.append([process.memory_info().rss, *(child.memory_info().rss for child in process.children())])
-        except psutil.NoSuchProcess:  # one that ended meanwhile
-            continue
-        time.sleep(1)
+    seen = held_while_running(study, every=1.0)
     hours = (time.monotonic() - started) / 3600
-    assert process.returncode == 0
     assert len(steps_of(study)) == 4 * N_RUN + 6
-    workers = [max(held[1:]) for held in seen if len(held) > 2]
+    workers = [max(held.workers) for held in seen if len(held.workers) > 1]
     early, highest = max(workers[: len(workers) // 10]), max(workers)
     found = {
         "runs": N_RUN,
         "hours": round(hours, 2),
-        "MB of the command": round(max(held[0] for held in seen) / 1e6),
+        "MB of the command": round(max(held.command for held in seen) / 1e6),
         "MB of a worker, first tenth and all": [round(early / 1e6), round(highest / 1e6)],
         "MB of the report": round((tmp_path / "report.html").stat().st_size / 1e6, 1),
     }

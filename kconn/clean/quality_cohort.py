@@ -13,7 +13,7 @@ import xarray as xr
 
 from kconn import schema
 from kconn.clean.confounds import MOTION
-from kconn.errors import InputError
+from kconn.errors import InputError, some_of
 from kconn.kernels import motion_tests, quality
 
 #: What is compared between groups and visits.
@@ -163,11 +163,10 @@ def refuse_bad_scores(scores: npt.NDArray[np.float64], observations: npt.NDArray
     """
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
-        names = list(map(str, observations[bad]))
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        names = some_of(list(map(str, observations[bad])), _NAMED)
         raise InputError(
             "E-COV-NAN",
-            f"mean displacement or a covariate of {', '.join(names[:_NAMED])}{more} is not a number",
+            f"mean displacement or a covariate of {names} is not a number",
             rule="every observation needs all of them",
             fix="leave those observations out",
         )

@@ -148,30 +148,24 @@ def assemble(sessions: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
     SchemaError
         ``E-SCHEMA`` if they differ in kind, penalty or z.
     """
-    rows: dict[tuple[str, str], _Matrix] = {}
-    matrix: _Matrix | None = None
+    rows: list[tuple[str, str, _Matrix]] = []
     for subject, session, ds in sessions:
-        place = _observation(subject, session)
-        if (str(subject), str(session)) in rows:
-            raise _claimed_twice(place, place)
-        matrix = _Matrix.of(ds, place, like=matrix)
-        rows[str(subject), str(session)] = matrix
-    places = sorted(rows)
-    ids = [_observation(*place) for place in places]
+        place = "_".join(part for part in (str(subject), str(session)) if part)
+        matrix = _Matrix.of(ds, place, like=rows[-1][2] if rows else None)
+        rows.append((str(subject), str(session), matrix))
+    rows.sort(key=lambda row: row[:2])
+    matrices = [row[2] for row in rows]
+    ids = [matrix.place for matrix in matrices]
     _refuse_twins(ids)
-    netmat = _stack([rows[place] for place in places], "observation")
+    netmat = _stack(matrices, "observation")
     out = xr.Dataset({"netmat": netmat, "n_missing": netmat.isnull().sum("observation", keep_attrs=False)})
     ids_of = {
         "observation": np.array(ids),
-        "subject": np.array([place[0] for place in places]),
-        "session": np.array([place[1] for place in places]),
+        "subject": np.array([row[0] for row in rows]),
+        "session": np.array([row[1] for row in rows]),
     }
     out = out.assign_coords({name: ("observation", values) for name, values in ids_of.items()})
-    return schema.annotate(out.assign_coords(rows[places[0]].coords))
-
-
-def _observation(subject: str, session: str) -> str:
-    return "_".join(part for part in (str(subject), str(session)) if part)
+    return schema.annotate(out.assign_coords(matrices[0].coords))
 
 
 def _refuse_twins(ids: Sequence[str]) -> None:
@@ -179,17 +173,13 @@ def _refuse_twins(ids: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in ids:
         if (key := name.casefold()) in seen:
-            raise _claimed_twice(seen[key], name)
+            raise InputError(
+                "E-ID-DUPLICATE",
+                f"{seen[key]!r} and {name!r} claim one place in the cohort",
+                rule="one matrix per subject and session, also when case is ignored",
+                fix="average the runs of a session first",
+            )
         seen[key] = name
-
-
-def _claimed_twice(one: str, other: str) -> InputError:
-    return InputError(
-        "E-ID-DUPLICATE",
-        f"{one!r} and {other!r} claim one place in the cohort",
-        rule="one matrix per subject and session, also when case is ignored",
-        fix="average the runs of a session first",
-    )
 
 
 def assemble_amplitude_cohort(runs: Iterable[tuple[str, str, xr.Dataset]]) -> xr.Dataset:
@@ -474,7 +464,8 @@ class _Matrix:
 
 def _are_same(coords: Mapping[str, xr.Variable], others: Mapping[str, xr.Variable]) -> bool:
     return coords.keys() == others.keys() and all(
-        np.array_equal(labels.values, others[name].values) for name, labels in coords.items()
+        labels.equals(others[name])  # type: ignore[no-untyped-call]
+        for name, labels in coords.items()
     )
 
 

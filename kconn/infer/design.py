@@ -297,7 +297,7 @@ def _observe(
     combine = partial(_combine, after=after, before=before)
     if isinstance(netmat.data, da.Array):
         whole = netmat.data.rechunk({0: -1})
-        values = whole.map_blocks(combine, dtype=whole.dtype, chunks=((len(after),), *whole.chunks[1:]))
+        values = whole.map_blocks(combine, dtype=_type_of_mean(whole.dtype), chunks=((len(after),), *whole.chunks[1:]))
     else:
         values = combine(netmat.to_numpy())
     kept = {name: coord for name, coord in netmat.coords.items() if "observation" not in coord.dims}
@@ -314,9 +314,14 @@ def _combine(
 def _mean_rows(values: npt.NDArray[Any], positions: Sequence[Sequence[int]]) -> npt.NDArray[Any]:
     """Return the mean of the rows at each of some positions, those of as many rows together."""
     counts = np.array([len(rows) for rows in positions])
-    out = np.empty((len(positions), *values.shape[1:]), dtype=values.dtype)
+    out = np.empty((len(positions), *values.shape[1:]), dtype=_type_of_mean(values.dtype))
     for n_row in np.unique(counts):
         alike = np.flatnonzero(counts == n_row)
         rows = np.array([positions[int(i)] for i in alike], dtype=np.intp)
         out[alike] = values[rows[:, 0]] if n_row == 1 else values[rows].mean(axis=1)
     return out
+
+
+def _type_of_mean(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type of a mean: of integers it is no integer."""
+    return dtype if dtype.kind == "f" else np.dtype(np.float64)

@@ -343,4 +343,4 @@ def _scale(raw: npt.NDArray[Any], *, scl_slope: float, scl_inter: float) -> npt.
 
 def read_attrs(root: Place, address: Address) -> dict[str, Any]:
     """Return the attributes of a current group without opening its arrays."""
-    return dict(zarr.open_group(store.published_group(root, address), mode="r", zarr_format=3).attrs)
+    return {str(name): value for name, value in open_group(root, address, ()).attrs.items()}

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kconn.connect.cohort import group_mean, list_missing, node_names, ward_order
+from kconn.errors import some_of
 from kconn.kernels.netmats import unpack_edges
 from kconn.report import figures
 from kconn.report.bibliography import Bibliography, Reference
@@ -282,9 +283,9 @@ def _missing_words(cohort: xr.Dataset) -> str:
     missing = list_missing(cohort)
     if not missing:
         return ""
-    parts = [f"{node} in {count(len(sessions), 'session')}" for node, sessions in list(missing.items())[:_MAX_LISTED]]
-    more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
-    return f"Without data: {', '.join(parts)}{more}. Connections of these nodes are not tested where they are missing."
+    parts = [f"{node} in {count(len(sessions), 'session')}" for node, sessions in missing.items()]
+    nodes = some_of(parts, _MAX_LISTED)
+    return f"Without data: {nodes}. Connections of these nodes are not tested where they are missing."
 
 
 def _networks(data: ReportData, node_set: str) -> list[str]:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 
 from kconn.io import checkpoints, cubes, store
@@ -82,7 +81,11 @@ class Job:
                 continue
             ds = self.open(up.address, names)
             plain = {name: ds.variables[name] for name in set(ds.coords) - set(ds.indexes)}
-            same = {name for name, labels in plain.items() if name in earlier and _is_same(labels, earlier[name])}
+            same = {
+                name
+                for name, labels in plain.items()
+                if name in earlier and labels.identical(earlier[name])  # type: ignore[no-untyped-call]
+            }
             earlier = {name: earlier[name] if name in same else labels for name, labels in plain.items()}
             yield up.address.path, ds.assign_coords({name: earlier[name] for name in same}) if same else ds
 
@@ -101,10 +104,6 @@ class Job:
         if store.is_published(self.root, target.address, target.key):
             return True
         return store.republish(self.root, target.address, target.key)
-
-
-def _is_same(one: xr.Variable, other: xr.Variable) -> bool:
-    return one.dims == other.dims and one.attrs == other.attrs and np.array_equal(one.values, other.values)
 
 
 def open_denoised(job: Job) -> tuple[xr.Dataset, xr.Dataset] | None:

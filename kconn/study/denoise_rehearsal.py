@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -13,7 +14,7 @@ from kconn.clean.confounds import MOTION, Header, Strategy, compute_term
 from kconn.clean.denoising import check_fit, find_dependent
 from kconn.clean.frames import DISPLACEMENT_COLUMNS
 from kconn.clean.quality import STD_DVARS
-from kconn.errors import InputError
+from kconn.errors import InputError, some_of
 from kconn.io import tables
 from kconn.io.regressors import RunRegressors
 from kconn.study.file import Study
@@ -21,6 +22,8 @@ from kconn.study.table import unless_off
 
 #: Errors that speak of one run's motion, not of the study: the run is left out, with the reason.
 LEAVES_OUT = frozenset({"E-NO-FRAMES", "E-DF"})
+#: Confounds that an error names.
+_NAMED: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +167,8 @@ def _refuse_dependent(run: xr.Dataset, strategy: Strategy, *, has_high_pass: boo
     if dependent:
         raise InputError(
             "E-CONFOUND-RANK",
-            f"the confounds {_some(dependent)} are constant, or sums of the others: {_some(kept)}",
+            f"the confounds {some_of(dependent, _NAMED)} are constant, or sums of the others: {some_of(kept, _NAMED)}",
             where=str(run.attrs["where"]),
             rule="no confound is a linear combination of those that are named before it",
             fix='leave them out, repair the table, or set denoise.dependent = "drop": they then cost nothing',
         )
-
-
-def _some(names: list[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
