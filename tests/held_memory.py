@@ -12,8 +12,9 @@ from tests.warm_shell import ROOT
 
 @dataclass(frozen=True)
 class Held:
-    """Resident bytes at one moment: of the command, and of each process that it started."""
+    """Resident bytes at a moment, in seconds since 1970: of the command, and of each process that it started."""
 
+    at: float
     command: int
     workers: tuple[int, ...]
 
@@ -26,7 +27,7 @@ def held_while_running(study, *, every=0.5):
     while process.poll() is None:
         try:
             workers = tuple(child.memory_info().rss for child in process.children())
-            held.append(Held(command=process.memory_info().rss, workers=workers))
+            held.append(Held(at=time.time(), command=process.memory_info().rss, workers=workers))
         except psutil.NoSuchProcess:  # one that ended meanwhile
             continue
         time.sleep(every)
