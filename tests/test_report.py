@@ -19,6 +19,8 @@ from kconn.report import (
     render_report,
     write_report,
 )
+from kconn.report.bibliography import Bibliography
+from kconn.report.methods import write_methods
 from kconn.report.words import critical_value, format_number, format_p, headline
 
 NODES = [f"Node_{letter}" for letter in "ABCDEFG"]
@@ -272,6 +274,25 @@ def test_render_report__methods_follow_the_parameters(data, page):
     assert "No contrast was tested" in bare
     assert "Esteban" in text
     assert "Esteban" not in bare
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_render_report__methods_speak_of_motion_only_where_it_is_known(data, is_known):
+    motion = xr.Dataset(
+        {"n_first": (("comparison", "measure"), np.full((1, 1), 12 * is_known))}, coords={"measure": ["mean_fd"]}
+    )
+    qc_fc = xr.Dataset(attrs={} if is_known else {"not_estimated": "nobody knows how they moved"})
+    text = write_methods(replace(data, motion=motion, qc_fc={"seven": qc_fc}), Bibliography(), [])
+    quality = next(words for title, words in text if title == "Quality")
+    assert ("framewise displacement" in quality) == is_known
+    assert ("QC-FC" in quality) == is_known
+
+
+def test_render_report__the_legend_explains_the_panels_that_are_drawn(data, page):
+    assert "FD: framewise displacement (head motion)." in words(page)
+    still = words(render_report(replace(data, runs=data.runs.assign(mean_fd=np.nan))))
+    assert "FD: framewise displacement" not in still
+    assert "tSNR: temporal mean" in still
 
 
 def test_render_report__glass_brain_where_nodes_have_coordinates(data):

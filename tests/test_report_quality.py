@@ -117,7 +117,6 @@ def test_motion_tables__numbers_of_a_column_with_a_gap_are_whole(motion):
     }
     short, _ = motion_tables(motion.assign_coords(changed))
     assert short.rows[0][0] == "group: 1 against 0, session post"
-    assert motion_tables(motion.assign(n_first=motion["n_first"] * 0)) is None  # no run's motion is known
 
 
 def test_plot_qc_fc__draws_before_and_after_and_by_length():

@@ -285,6 +285,14 @@ class ReportData:
     components: Iterable[GroupComponents] = ()
     carpets: Iterable[tuple[str, xr.Dataset]] = ()
 
+    def compared_motion(self) -> xr.Dataset | None:
+        """Return the comparison of motion if there was something to compare, and the motion of some run is known."""
+        return self.motion if self.motion is not None and (self.motion["n_first"] > 0).any() else None
+
+    def estimated_qc_fc(self) -> dict[str, xr.Dataset]:
+        """Return QC-FC of those for which it could be estimated."""
+        return {title: found for title, found in self.qc_fc.items() if "not_estimated" not in found.attrs}
+
     def visits(self) -> list[str]:
         """Return the sessions, those of a change in its own order first: "pre" comes before "post"."""
         sides = [side for contrast in self.contrasts for side in contrast.hypothesis.sides or ()]

@@ -69,6 +69,12 @@ _PANELS: Final[Mapping[str, str]] = {
     "median_tsnr": "median tSNR",
     "df_left": "df left",
 }
+_PANEL_WORDS: Final[Mapping[str, str]] = {
+    "mean_fd": "FD: framewise displacement (head motion).",
+    "mean_std_dvars": "std. DVARS: change of the whole image, 1 is what noise makes.",
+    "median_tsnr": "tSNR: temporal mean over temporal standard deviation.",
+    "df_left": "df left: degrees of freedom after denoising.",
+}
 _MAX_LISTED: Final = 12
 #: What is drawn below and above the diagonal, the first that the study has.
 _FULL: Final = ("corr", "ledoit", "rcorr", "cov")
@@ -166,11 +172,12 @@ def render_report(data: ReportData) -> str:
             "flow": flow,
             "tests": tests,
             "exclusions": exclusion_table(data.exclusions),
-            "motion": motion_tables(data.motion),
+            "motion": motion_tables(data.compared_motion()),
             "qc_fc": qc_fc_figures(data),
             "qc_fc_notes": qc_fc_notes(data),
             "carpets": _carpets(data),
-            "quality": _quality_figure(data),
+            "quality": _quality_figure(data, panels := _known_panels(data)),
+            "quality_words": [_PANEL_WORDS[name] for name in panels if name in _PANEL_WORDS],
             "run_table": run_table(data.sorted_runs()),
             "matrices": _matrix_figures(data),
             "blocks": block_tables(data),
@@ -208,12 +215,15 @@ def _references(bibliography: Bibliography, data: ReportData) -> list[Reference]
     return bibliography.references
 
 
-def _quality_figure(data: ReportData) -> Markup:
-    panels = {
+def _known_panels(data: ReportData) -> dict[str, str]:
+    return {
         name: title
         for name, title in _PANELS.items()
         if name in data.runs and np.isfinite(data.runs[name].to_numpy(dtype=np.float64)).any()
     }
+
+
+def _quality_figure(data: ReportData, panels: Mapping[str, str]) -> Markup:
     if not panels:
         return Markup()
     quality = data.parameters.get("quality", {})

@@ -206,13 +206,13 @@ def _filtered(denoise: Mapping[str, Any], bibliography: Bibliography) -> str:
 
 def _quality(data: ReportData, bibliography: Bibliography) -> str:
     sentences = []
-    if data.motion is not None and data.motion.sizes["comparison"]:
+    if data.compared_motion() is not None:
         sentences.append(
-            f"Mean framewise displacement and the mean absolute step of each of the six motion parameters"
+            "Mean framewise displacement and the mean absolute step of each of the six motion parameters"
             f"{bibliography.cite('motoyama')} were compared between groups by Welch's t-test and between visits by the "
             "paired t-test, with p by permutation beside it, uncorrected."
         )
-    if data.qc_fc:
+    if data.estimated_qc_fc():
         sentences.append(
             "The correlation of each connection with mean framewise displacement over subjects (QC-FC) and its "
             f"dependence on distance{bibliography.cite('ciric')} were compared with what relabelling subjects gives."

@@ -93,7 +93,7 @@ def exclusion_table(exclusions: Sequence[Exclusion]) -> Table:
 
 def motion_tables(motion: xr.Dataset | None) -> tuple[Table, Table] | None:
     """Return motion between groups and visits: displacement with the least p of the six parameters, and all of it."""
-    if motion is None or not bool((motion["n_first"] > 0).any()):  # nothing to compare, or no run's motion is known
+    if motion is None:
         return None
     short, full = [], []
     for i in range(motion.sizes["comparison"]):
@@ -140,11 +140,7 @@ def _motion_cells(one: xr.Dataset, name: str) -> tuple[str, ...]:
 
 def qc_fc_figures(data: ReportData) -> list[QcFcFigure]:
     """Return QC-FC of every node set, and of every kind that is tested beside the full correlation."""
-    return [
-        _qc_fc_figure(title, found, f"qcfc{i}")
-        for i, (title, found) in enumerate(data.qc_fc.items())
-        if "not_estimated" not in found.attrs
-    ]
+    return [_qc_fc_figure(title, found, f"qcfc{i}") for i, (title, found) in enumerate(data.estimated_qc_fc().items())]
 
 
 def qc_fc_notes(data: ReportData) -> list[str]:
