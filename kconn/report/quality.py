@@ -235,7 +235,7 @@ def plot_qc_fc(found: xr.Dataset) -> Figure:
     ax.axvline(0, color=RULE, linewidth=0.8, zorder=0)
     ax.set_xlabel("correlation with mean FD")
     ax.set_ylabel("connections")
-    ax.legend(fontsize=8, loc="upper left")
+    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2)
     if has_length:
         right = figure.add_axes((0.58, 0.2, 0.38, 0.7))
         length = found["edge_length"].to_numpy()
