@@ -29,19 +29,15 @@ from kconn.errors import DesignError
 from kconn.kernels.glm import (
     CONSTANT_RTOL,
     RANK_RTOL,
+    ComparedOnU,
     Limits,
     Observed,
     f_to_z,
-    limit,
     regress_out,
     split_design,
     split_invariant,
     statistic_of_error,
-    statistic_of_u,
     t_to_z,
-    u_of_statistic,
-    z_to_f,
-    z_to_t,
 )
 from kconn.kernels.permutation import Relabelling, Shuffling
 
@@ -147,7 +143,7 @@ class _Cleaned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureCovariates:
+class FeatureCovariates(ComparedOnU):
     """The t or F of a contrast of a design with one more regressor per feature.
 
     ``vectors (n_obs, m)``: the tested part of the common design, then its nuisance that relabellings change.
@@ -155,11 +151,6 @@ class FeatureCovariates:
 
     partition: CovariatePartition
     vectors: FloatArray
-
-    @property
-    def stat_kind(self) -> str:
-        """``t`` or ``F``."""
-        return "t" if self.partition.rank == 1 else "F"
 
     @property
     def n_row(self) -> int:
@@ -230,29 +221,6 @@ class FeatureCovariates:
         counts[1] += (u <= limits.below).sum(axis=0, dtype=np.int32)
         counts[2] += (np.abs(u) >= limits.beyond).sum(axis=0, dtype=np.int32)
         return u.max(axis=1), u.min(axis=1)
-
-    def limits(self, compared: FloatArray, tie_rtol: float) -> Limits:
-        """Return bounds; the unit is the standard deviation of u under the null."""
-        return limit(compared, unit=1 / np.sqrt(self.partition.dof + 1), tie_rtol=tie_rtol)
-
-    def to_stat(self, compared: FloatArray) -> FloatArray:
-        """Return t or F of u or v."""
-        return statistic_of_u(compared, rank=self.partition.rank, dof=self.partition.dof)
-
-    def to_z(self, compared: FloatArray) -> FloatArray:
-        """Return the normal deviate with the same upper tail as t or F."""
-        rank, dof = self.partition.rank, self.partition.dof
-        stat = self.to_stat(compared)
-        return t_to_z(stat, dof) if rank == 1 else f_to_z(stat, rank, dof)
-
-    def from_z(self, z: float) -> float:
-        """Return u or v at a normal deviate."""
-        rank, dof, at = self.partition.rank, self.partition.dof, np.array(z)
-        return self.from_stat(float(z_to_t(at, dof) if rank == 1 else z_to_f(at, rank, dof)))
-
-    def from_stat(self, stat: float) -> float:
-        """Return u or v at a t or F."""
-        return u_of_statistic(stat, rank=self.partition.rank, dof=self.partition.dof)
 
     def _clean(self, both: FloatArray) -> _Cleaned:
         split, n_obs = self.partition, len(self.vectors)

@@ -371,8 +371,57 @@ def limit(compared: FloatArray, *, unit: float, tie_rtol: float) -> Limits:
     return Limits(above=compared - slack, below=compared + slack, beyond=np.abs(compared) - slack)
 
 
+class _Degrees(Protocol):
+    """What t and F need to know of a design."""
+
+    @property
+    def rank(self) -> int:
+        """Rank of what is tested."""
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom of the error."""
+
+
+class ComparedOnU:
+    """What engines have in common whose statistic is t or F, and whose relabellings are compared on u or v."""
+
+    __slots__ = ()
+
+    partition: _Degrees
+
+    @property
+    def stat_kind(self) -> str:
+        """``t`` or ``F``."""
+        return "t" if self.partition.rank == 1 else "F"
+
+    def limits(self, compared: FloatArray, tie_rtol: float) -> Limits:
+        """Return bounds; the unit is the standard deviation of u under the null."""
+        return limit(compared, unit=1 / np.sqrt(self.partition.dof + 1), tie_rtol=tie_rtol)
+
+    def to_stat(self, compared: FloatArray) -> FloatArray:
+        """Return t or F of u or v."""
+        return statistic_of_u(compared, rank=self.partition.rank, dof=self.partition.dof)
+
+    def to_z(self, compared: FloatArray) -> FloatArray:
+        """Return the normal deviate with the same upper tail as t or F."""
+        rank, dof = self.partition.rank, self.partition.dof
+        stat = self.to_stat(compared)
+        return t_to_z(stat, dof) if rank == 1 else f_to_z(stat, rank, dof)
+
+    def from_z(self, z: float) -> float:
+        """Return u or v at a normal deviate."""
+        rank, dof = self.partition.rank, self.partition.dof
+        at = np.array(z)
+        return self.from_stat(float(z_to_t(at, dof) if rank == 1 else z_to_f(at, rank, dof)))
+
+    def from_stat(self, stat: float) -> float:
+        """Return u or v at a t or F."""
+        return u_of_statistic(stat, rank=self.partition.rank, dof=self.partition.dof)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PooledVariance:
+class PooledVariance(ComparedOnU):
     """t and F: one variance for all observations. Relabellings are compared on u or v.
 
     The columns of ``vectors (n_obs, k)`` are relabelled: r of the tested part first, then nuisance vectors whose
@@ -385,11 +434,6 @@ class PooledVariance:
     vectors: FloatArray
     removed: FloatArray
     cleaned: FloatArray | None = None
-
-    @property
-    def stat_kind(self) -> str:
-        """``t`` or ``F``."""
-        return "t" if self.partition.rank == 1 else "F"
 
     @property
     def n_row(self) -> int:
@@ -425,30 +469,6 @@ class PooledVariance:
         product = _product(rows, e)
         _tally(product, self.partition.rank, scratch, limits.above, limits.below, limits.beyond, ends, counts)
         return ends[0], ends[1]
-
-    def limits(self, compared: FloatArray, tie_rtol: float) -> Limits:
-        """Return bounds; the unit is the standard deviation of u under the null."""
-        return limit(compared, unit=1 / np.sqrt(self.partition.dof + 1), tie_rtol=tie_rtol)
-
-    def to_stat(self, compared: FloatArray) -> FloatArray:
-        """Return t or F of u or v."""
-        return statistic_of_u(compared, rank=self.partition.rank, dof=self.partition.dof)
-
-    def to_z(self, compared: FloatArray) -> FloatArray:
-        """Return the normal deviate with the same upper tail as t or F."""
-        rank, dof = self.partition.rank, self.partition.dof
-        stat = self.to_stat(compared)
-        return t_to_z(stat, dof) if rank == 1 else f_to_z(stat, rank, dof)
-
-    def from_z(self, z: float) -> float:
-        """Return u or v at a normal deviate."""
-        rank, dof = self.partition.rank, self.partition.dof
-        at = np.array(z)
-        return self.from_stat(float(z_to_t(at, dof) if rank == 1 else z_to_f(at, rank, dof)))
-
-    def from_stat(self, stat: float) -> float:
-        """Return u or v at a t or F."""
-        return u_of_statistic(stat, rank=self.partition.rank, dof=self.partition.dof)
 
 
 class _Scratch(local):
