@@ -173,7 +173,7 @@ def first_of(problems: Sequence[KconnError]) -> KconnError:
 
 def some_of(names: Sequence[str], most: int) -> str:
     """Return the first of some names, saying how many there are besides: ``a, b and 3 more``."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def unforeseen(error: BaseException, *, what: str = "kconn", where: str = "") -> KconnError:

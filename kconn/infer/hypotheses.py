@@ -195,7 +195,7 @@ def _two_sample(rows: pd.DataFrame, hypothesis: Hypothesis) -> Regressors:
             rule="each group needs at least two subjects",
             fix="widen the selection",
         )
-    return _one_column(rows, hypothesis, effect, f"{second} (n={n_second}) minus {first} (n={n_first})")
+    return _one_column(rows, hypothesis, effect, f"{second} (n={n_second:,}) minus {first} (n={n_first:,})")
 
 
 def _mean(rows: pd.DataFrame, hypothesis: Hypothesis) -> Regressors:
@@ -399,7 +399,9 @@ def _sentence(hypothesis: Hypothesis, what: str, nuisance: Iterable[str], n_row:
     # A factor's columns are named like sex[T.M]; the reader knows it as sex.
     others = dict.fromkeys(column.split("[")[0] for column in nuisance)
     known = f", with {', '.join(others)} as nuisance" if others else ""
-    return f"{describe_data(hypothesis)}: {what}{known}, {n_row} {'sessions' if hypothesis.per_session else 'subjects'}"
+    return (
+        f"{describe_data(hypothesis)}: {what}{known}, {n_row:,} {'sessions' if hypothesis.per_session else 'subjects'}"
+    )
 
 
 def _columns_word(n_column: int) -> str:

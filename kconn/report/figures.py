@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -82,7 +83,9 @@ def plot_quality(
             here = (runs["session"].to_numpy(dtype=str) == visit) & np.isfinite(values)
             for kept, style in ((True, _DOT), (False, _CROSS)):
                 shown = here & (used == kept)
-                ax.plot(i_visit + _spread(int(shown.sum()), width=0.34), values[shown], **style)
+                n_shown = int(shown.sum())
+                faded = {**style, "alpha": _fade(style["alpha"], n_shown)} if kept else style
+                ax.plot(i_visit + _spread(n_shown, width=0.34), values[shown], **faded)
             if (here & used).any():
                 _tick(ax, i_visit, float(np.median(values[here & used])))
         if np.isfinite(limits.get(column, np.nan)):
@@ -95,6 +98,8 @@ def plot_quality(
     return figure
 
 
+#: As many marks are drawn in full.
+_N_OPAQUE: Final = 200
 _DOT: Final[dict[str, Any]] = {
     "linestyle": "none",
     "marker": "o",
@@ -267,7 +272,7 @@ def _draw_visits(ax: Axes, contrast: TestedContrast, i_edge: int) -> None:
         here = groups == level
         x = np.array([0.0, 1.0]) + 1.7 * i_level
         colour = group_colour(level, levels) if level else GROUPS[1]
-        ax.plot(x, [before[here], after[here]], color=colour, linewidth=0.7, alpha=0.35)
+        ax.plot(x, [before[here], after[here]], color=colour, linewidth=0.7, alpha=_fade(0.35, int(here.sum())))
         means = [np.nanmean(before[here]), np.nanmean(after[here])]
         ax.plot(x, means, color=colour, linewidth=2.2, marker="o", markersize=4, solid_capstyle="round")
         ticks.extend(x)
@@ -284,12 +289,13 @@ def _draw_groups(ax: Axes, contrast: TestedContrast, i_edge: int) -> None:
     for i_level, level in enumerate(levels):
         shown = values[(groups == level) & np.isfinite(values)]
         colour = group_colour(level, levels) if level else GROUPS[1]
-        style = {**_DOT, "markerfacecolor": colour, "alpha": 0.5}
+        style = {**_DOT, "markerfacecolor": colour, "alpha": _fade(0.5, len(shown))}
         ax.plot(i_level + _spread(len(shown), width=0.3), shown, **style)
         if len(shown) > 1:
             half = student.ppf(0.975, len(shown) - 1) * shown.std(ddof=1) / np.sqrt(len(shown))
             ax.plot([i_level] * 2, shown.mean() + np.array([-half, half]), color=colour, linewidth=1.6)
-            ax.plot([i_level], [shown.mean()], marker="o", markersize=5, color=colour)
+            mean = [shown.mean()]
+            ax.plot([i_level], mean, marker="o", markersize=5.5, color=colour, markeredgecolor="w", markeredgewidth=0.8)
     ax.set_xticks(range(len(levels)), [level or "all" for level in levels], fontsize=7)
     ax.set_xlim(-0.6, len(levels) - 0.4)
     ax.tick_params(axis="x", length=0)
@@ -298,7 +304,7 @@ def _draw_groups(ax: Axes, contrast: TestedContrast, i_edge: int) -> None:
 def _draw_slope(ax: Axes, covariate: FloatArray, values: FloatArray) -> None:
     known = np.isfinite(values) & np.isfinite(covariate)
     x, y = covariate[known], values[known]
-    ax.plot(x, y, **{**_DOT, "markerfacecolor": GROUPS[1], "alpha": 0.6})
+    ax.plot(x, y, **{**_DOT, "markerfacecolor": GROUPS[1], "alpha": _fade(0.6, len(x))})
     if len(x) > 2 and np.ptp(x) > 0:
         slope, intercept = np.polyfit(x, y, 1)
         ends = np.array([x.min(), x.max()])
@@ -307,6 +313,11 @@ def _draw_slope(ax: Axes, covariate: FloatArray, values: FloatArray) -> None:
 
 def _tick(ax: Axes, x: float, y: float) -> None:
     ax.plot([x - 0.28, x + 0.28], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
+
+
+def _fade(alpha: float, n: int) -> float:
+    """Return the opacity of each of n marks, so that thousands of them show where they are dense."""
+    return alpha * math.sqrt(min(1.0, _N_OPAQUE / max(n, 1)))
 
 
 def _spread(n: int, *, width: float) -> FloatArray:

@@ -417,6 +417,8 @@ def _table_caption(contrast: TestedContrast, significant: pd.DataFrame, table: p
         return (
             f"The {MAX_ROWS} most significant of {count(len(significant), contrast.noun)}; the store holds all of them."
         )
+    if len(significant) == 1:
+        return f"The one {contrast.noun} with {p} < {format_alpha(alpha)}."
     return f"All {count(len(significant), contrast.noun)} with {p} < {format_alpha(alpha)}, the most significant first."
 
 
@@ -483,7 +485,7 @@ def _facts(contrast: TestedContrast) -> Table:
     rows = [
         ("test", contrast.hypothesis.test),
         ("model", f"~ {contrast.hypothesis.formula}"),
-        ("sessions" if contrast.hypothesis.per_session else "subjects", str(contrast.observed.sizes["observation"])),
+        ("sessions" if contrast.hypothesis.per_session else "subjects", f"{contrast.observed.sizes['observation']:,}"),
         (f"{contrast.noun}s tested", f"{contrast.n_tested:,} of {contrast.result.sizes['edge']:,}"),
         ("relabellings", f"{'at most ' if contrast.stops_early else ''}{contrast.n_perm:,}{exhaustive}"),
         ("sidedness", SIDES[contrast.alternative] if contrast.is_directed else "none: all directions"),

@@ -57,7 +57,7 @@ def block_tables(data: ReportData) -> list[BlockTable]:
                 chosen = [i for i, subject in enumerate(subjects) if not group_of or group_of.get(subject) == group]
                 if chosen:
                     visit = "" if len(means) == 1 else f"session {session}" if session.isdecimal() else session
-                    columns.append(" ".join(filter(None, (group, visit, f"(n={len(chosen)})"))))
+                    columns.append(" ".join(filter(None, (group, visit, f"(n={len(chosen):,})"))))
                     cells.append([_mean_sd(values[chosen, i]) for i in range(values.shape[1])])
         n_edge = ds["n_edge"].max("observation").to_numpy()
         rows = [

@@ -64,9 +64,9 @@ def flow_boxes(flow: Sequence[FlowStage], contrasts: Sequence[TestedContrast]) -
         reasons: dict[str, int] = {}
         for reason in contrast.left_out.values():
             reasons[reason] = reasons.get(reason, 0) + 1
-        lost = tuple(f"{n} not in it: {reason}" for reason, n in sorted(reasons.items()))
+        lost = tuple(f"{n:,} not in it: {reason}" for reason, n in sorted(reasons.items()))
         sizes = {level: contrast.groups.count(level) for level in contrast.levels if level}
-        split = f" ({', '.join(f'{n} {level}' for level, n in sizes.items())})" if sizes else ""
+        split = f" ({', '.join(f'{n:,} {level}' for level, n in sizes.items())})" if sizes else ""
         n_subject = contrast.observed.sizes["observation"]
         tests.setdefault(
             contrast.name, FlowBox(name=contrast.name, left=count(n_subject, "subject") + split, lost=lost)
