@@ -72,6 +72,7 @@ def test_watch__on_schedule_survives_the_death_of_its_worker(database, tmp_path,
         assert store.digest_store(root) == store.digest_store(whole.parent / "study.zarr")
         n_again = len(steps_of(study)) + n_sealed - len(prepare(study).plan.steps)
         assert n_again == 0
+        wait_until(lambda: server.events("kconn-study.finished"), 60)  # the server keeps events some seconds later
         assert server.events("kconn-study.finished") == 1
         server.pause_schedules()
         wait_until(lambda: not [run for run in server.runs() if run["state_type"] in {"RUNNING", "PENDING"}], 240)
