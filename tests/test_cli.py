@@ -500,6 +500,7 @@ def test_run__interrupted_says_so_and_leaves_a_whole_store(shell, tmp_path):
 @pytest.mark.faults("kill")
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [4.0, 7.0, 10.0])
+@pytest.mark.usefixtures("terminal")
 def test_run__interrupted_on_workers_says_so_and_goes_on(tmp_path, seconds):
     """Ctrl-C in a terminal reaches the workers as well."""
     study = small_study(tmp_path, sessions=("pre", "post"))

@@ -249,6 +249,7 @@ def test_run_chain__stops_a_step_that_takes_too_long(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.faults("resume")
+@pytest.mark.usefixtures("terminal")
 def test_run_study__interrupted_goes_on_where_it_was(tmp_path):
     whole, study = (small_study(tmp_path / name, contrasts=ONE_SAMPLE) for name in ("whole", "stopped"))
     command = [sys.executable, "-m", "flows.study", str(study), "--workers", "2"]

@@ -10,13 +10,7 @@ import pytest
 
 from kconn.interrupts import heeded_interrupts, raise_unheard
 
-
-@pytest.fixture(autouse=True)
-def _terminal():
-    """Hear SIGINT as a program in a terminal does, also where the tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("terminal")
 
 
 class Thing:
