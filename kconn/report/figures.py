@@ -81,11 +81,10 @@ def plot_quality(
         values = runs[column].to_numpy(dtype=np.float64)
         for i_visit, visit in enumerate(visits):
             here = (runs["session"].to_numpy(dtype=str) == visit) & np.isfinite(values)
-            for kept, style in ((True, _DOT), (False, _CROSS)):
-                shown = here & (used == kept)
-                n_shown = int(shown.sum())
-                faded = {**style, "alpha": _fade(style["alpha"], n_shown)} if kept else style
-                ax.plot(i_visit + _spread(n_shown, width=0.34), values[shown], **faded)
+            for kept in (True, False):
+                shown = values[here & (used == kept)]
+                style = _dots(len(shown), colour=DOWN, alpha=0.65) if kept else _CROSS
+                ax.plot(i_visit + _spread(len(shown), width=0.34), shown, **style)
             if (here & used).any():
                 _tick(ax, i_visit, float(np.median(values[here & used])))
         if np.isfinite(limits.get(column, np.nan)):
@@ -104,9 +103,7 @@ _DOT: Final[dict[str, Any]] = {
     "linestyle": "none",
     "marker": "o",
     "markersize": 3.2,
-    "markerfacecolor": DOWN,
     "markeredgewidth": 0,
-    "alpha": 0.65,
 }
 _CROSS: Final[dict[str, Any]] = {
     "linestyle": "none",
@@ -289,8 +286,7 @@ def _draw_groups(ax: Axes, contrast: TestedContrast, i_edge: int) -> None:
     for i_level, level in enumerate(levels):
         shown = values[(groups == level) & np.isfinite(values)]
         colour = group_colour(level, levels) if level else GROUPS[1]
-        style = {**_DOT, "markerfacecolor": colour, "alpha": _fade(0.5, len(shown))}
-        ax.plot(i_level + _spread(len(shown), width=0.3), shown, **style)
+        ax.plot(i_level + _spread(len(shown), width=0.3), shown, **_dots(len(shown), colour=colour, alpha=0.5))
         if len(shown) > 1:
             half = student.ppf(0.975, len(shown) - 1) * shown.std(ddof=1) / np.sqrt(len(shown))
             ax.plot([i_level] * 2, shown.mean() + np.array([-half, half]), color=colour, linewidth=1.6)
@@ -304,7 +300,7 @@ def _draw_groups(ax: Axes, contrast: TestedContrast, i_edge: int) -> None:
 def _draw_slope(ax: Axes, covariate: FloatArray, values: FloatArray) -> None:
     known = np.isfinite(values) & np.isfinite(covariate)
     x, y = covariate[known], values[known]
-    ax.plot(x, y, **{**_DOT, "markerfacecolor": GROUPS[1], "alpha": _fade(0.6, len(x))})
+    ax.plot(x, y, **_dots(len(x), colour=GROUPS[1], alpha=0.6))
     if len(x) > 2 and np.ptp(x) > 0:
         slope, intercept = np.polyfit(x, y, 1)
         ends = np.array([x.min(), x.max()])
@@ -313,6 +309,10 @@ def _draw_slope(ax: Axes, covariate: FloatArray, values: FloatArray) -> None:
 
 def _tick(ax: Axes, x: float, y: float) -> None:
     ax.plot([x - 0.28, x + 0.28], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
+
+
+def _dots(n: int, *, colour: str, alpha: float) -> dict[str, Any]:
+    return {**_DOT, "markerfacecolor": colour, "alpha": _fade(alpha, n)}
 
 
 def _fade(alpha: float, n: int) -> float:
